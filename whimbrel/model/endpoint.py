@@ -1,0 +1,57 @@
+"""Where the bytes of a disk can be reached: serialisable, without secrets."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Frozen(BaseModel):
+    """Base of every value of the model: frozen, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TlsPaths(Frozen):
+    """x509 files on the machine that connects.
+
+    QEMU's layout: ``ca-cert.pem client-cert.pem client-key.pem`` in ``directory``.
+    """
+
+    directory: str
+    server_name: str | None = None
+    """Name to verify in the server's certificate; the host when None."""
+
+
+class NbdEndpoint(Frozen):
+    """An NBD export over a unix socket or TCP (exactly one of ``unix_path`` and ``host``)."""
+
+    kind: Literal["nbd"] = "nbd"
+    unix_path: str | None = None
+    host: str | None = None
+    port: int = 10809
+    export: str = ""
+    tls: TlsPaths | None = None
+    dirty_contexts: tuple[str, ...] = ()
+    """Meta contexts whose bit 0 marks changed blocks; the union of all is the change set. Empty: no tracking."""
+    writable: bool = False
+
+
+class FileEndpoint(Frozen):
+    """A raw file or block device on the machine that connects."""
+
+    kind: Literal["file"] = "file"
+    path: str
+    writable: bool = False
+
+
+class MemoryEndpoint(Frozen):
+    """A disk of the in-memory cloud, by its key; only inside one process, for tests."""
+
+    kind: Literal["memory"] = "memory"
+    key: str
+    writable: bool = False
+
+
+Endpoint = Annotated[NbdEndpoint | FileEndpoint | MemoryEndpoint, Field(discriminator="kind")]
