@@ -1,0 +1,1 @@
+"""Runs a worker: settings, drivers, activities, one Worker per task queue."""

@@ -1,0 +1,134 @@
+"""Facts that prechecks judge: gathered once by activities, judged by pure functions."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from pydantic import Field
+
+from whimbrel.model.endpoint import Frozen
+from whimbrel.model.vm import Capabilities, Firmware, VmSpec
+
+
+class DiskFacts(Frozen):
+    """What is particular about one source disk."""
+
+    key: str
+    chain_complete: bool = True
+    """Every backing image could be opened."""
+    chain_shared_with: tuple[str, ...] = ()
+    """Other VMs that use an image of this disk's chain."""
+    stale_tracking: tuple[str, ...] = ()
+    """Checkpoints or bitmaps that are damaged or that metadata and disk disagree about."""
+    foreign_tracking: tuple[str, ...] = ()
+    """Checkpoints or bitmaps of other tools."""
+    sector_bytes: int = 512
+    internal_snapshots: int = 0
+    encrypted: bool = False
+
+
+class SourceFacts(Frozen):
+    """A VM to be moved and the cloud it is on."""
+
+    cloud: str
+    reachable: bool = True
+    unreachable_why: str = ""
+    vm: VmSpec | None = None
+    same_name: tuple[str, ...] = ()
+    """Refs of all VMs that the plan's name fits, when more than one."""
+    disks: tuple[DiskFacts, ...] = ()
+    passthrough: tuple[str, ...] = ()
+    """PCI, USB, SR-IOV, mediated or host devices."""
+    tpm: bool = False
+    cdroms_with_media: tuple[str, ...] = ()
+    shared_filesystems: tuple[str, ...] = ()
+    cpu_pinning: bool = False
+    cpu_model: str | None = None
+    numa: bool = False
+    watchdog: bool = False
+    snapshots: tuple[str, ...] = ()
+    running_job: str | None = None
+    """A backup, block or migration job that is not ours."""
+    managed_save: bool = False
+    agent_configured: bool = False
+    agent_answers: bool = False
+    hostname: str | None = None
+    guest_os: str | None = None
+    definition_pending: bool = False
+    """The running definition differs from the one the next start would use."""
+    hypervisor_version: str = ""
+    clock: datetime | None = None
+    capabilities: Capabilities | None = None
+    bandwidth_limits: tuple[str, ...] = ()
+    network_filters: tuple[str, ...] = ()
+
+
+class PoolFacts(Frozen):
+    """A storage pool or volume type, measured now."""
+
+    name: str
+    free_bytes: int
+    capacity_bytes: int
+    active: bool = True
+    sector_bytes: int | None = None
+    """Logical sector size that guests would see, where the cloud knows it."""
+
+
+class NetworkFacts(Frozen):
+    """A network that a NIC can be plugged into."""
+
+    name: str
+    active: bool = True
+    isolated: bool = False
+    mtu: int | None = None
+    cidrs: tuple[str, ...] = ()
+
+
+class TargetFacts(Frozen):
+    """The cloud that a VM is to be rebuilt on."""
+
+    cloud: str
+    reachable: bool = True
+    unreachable_why: str = ""
+    vm_names: dict[str, str] = Field(default_factory=dict)
+    """Name -> ref of VMs that exist."""
+    macs: dict[str, str] = Field(default_factory=dict)
+    """MAC (lower case) -> VM name."""
+    pools: tuple[PoolFacts, ...] = ()
+    networks: tuple[NetworkFacts, ...] = ()
+    vcpus_max: int | None = None
+    """Most vCPUs that one VM may have."""
+    memory_free_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    archs: tuple[str, ...] = ()
+    machines: tuple[str, ...] = ()
+    firmwares: tuple[Firmware, ...] = ("bios",)
+    cpu_models: tuple[str, ...] = ()
+    """Named CPU models usable here; empty when the cloud cannot tell."""
+    disk_buses: tuple[str, ...] = ()
+    hypervisor_version: str = ""
+    clock: datetime | None = None
+    capabilities: Capabilities | None = None
+    leftovers: tuple[str, ...] = ()
+    """Objects of earlier migrations that were not handed over."""
+    can_create: bool = True
+    """Credentials allow making VMs and volumes (a read-only connection does not)."""
+
+
+class PathFacts(Frozen):
+    """The way the bytes will take, tried with real bytes."""
+
+    probed: bool = False
+    reads_source: bool = False
+    writes_target: bool = False
+    why_not: str = ""
+    read_bytes_per_s: float | None = None
+    write_bytes_per_s: float | None = None
+    latency_s: float | None = None
+    clock_skew_s: float | None = None
+    dirty_bytes_per_s: float | None = None
+    """Measured rate at which the guest touches new blocks, where tracking allowed it."""
+    tools: dict[str, str] = Field(default_factory=dict)
+    """Versions of what the mover runs on."""
+    state_free_bytes: int | None = None
+    """Free space where manifests are kept."""

@@ -1,0 +1,139 @@
+"""A virtual machine as a cloud shows it, and as it is to be rebuilt elsewhere."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from whimbrel.model.endpoint import Frozen
+
+
+class Power(StrEnum):
+    """What a VM is doing, read back from its cloud."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    OFF = "off"
+    CRASHED = "crashed"
+    SUSPENDED = "suspended"
+    UNKNOWN = "unknown"
+
+
+Firmware = Literal["bios", "uefi", "uefi-secure"]
+DiskFormat = Literal["raw", "qcow2", "qcow2-v2", "other"]
+
+
+class DiskSpec(Frozen):
+    """One disk of a VM; ``key`` (``vda``) is unique in its VM and stays the same at the target."""
+
+    key: str
+    size_bytes: int
+    format: DiskFormat
+    bus: str = "virtio"
+    pool: str | None = None
+    """Storage pool or volume type it lies in; None when it lies in none that the cloud knows."""
+    location: str = ""
+    """Path or id in its cloud."""
+    serial: str | None = None
+    boot_order: int | None = None
+    read_only: bool = False
+    shareable: bool = False
+    backing_chain: tuple[str, ...] = ()
+    """Images below the top one, nearest first."""
+    allocated_bytes: int | None = None
+    trackable: bool = False
+    """Whether this disk's format can carry change tracking that survives a power cycle."""
+
+
+class NicSpec(Frozen):
+    """One network card. ``network`` is the cloud's own name of what it is plugged into."""
+
+    key: str
+    mac: str
+    network: str
+    model: str = "virtio"
+    addresses: tuple[str, ...] = ()
+    link_up: bool = True
+
+
+class VmSpec(Frozen):
+    """A VM read from its cloud; ``ref`` is the id that every port takes, ``definition`` the driver's own form of it."""
+
+    ref: str
+    name: str
+    power: Power
+    vcpus: int
+    memory_bytes: int
+    arch: str = "x86_64"
+    machine: str = ""
+    firmware: Firmware = "bios"
+    disks: tuple[DiskSpec, ...] = ()
+    nics: tuple[NicSpec, ...] = ()
+    definition: str = ""
+    """Opaque to all but drivers of ``definition_kind``; carries what the neutral fields do not."""
+    definition_kind: str = ""
+    definition_digest: str = ""
+    """Digest of the persistent definition; equal before a migration and after its rollback."""
+    autostart: bool = False
+    owner_migration: str | None = None
+    """Migration id in our tag, if the object is tagged as made by us."""
+
+    def disk(self, key: str) -> DiskSpec:
+        """The disk with this key. Raises KeyError."""
+        for disk in self.disks:
+            if disk.key == key:
+                return disk
+        raise KeyError(key)
+
+
+class VolumeSpec(Frozen):
+    """A volume to be made: ``name`` is its key and carries the migration's id."""
+
+    name: str
+    pool: str
+    size_bytes: int
+    format: DiskFormat
+    migration: str
+
+
+class VolumeRef(Frozen):
+    """A volume that exists."""
+
+    name: str
+    pool: str
+    size_bytes: int
+    format: DiskFormat
+    location: str
+
+
+class TargetDisk(Frozen):
+    """A disk of the VM to be rebuilt: the source's traits on a target volume."""
+
+    spec: DiskSpec
+    volume: VolumeRef
+
+
+class TargetVm(Frozen):
+    """The VM to be rebuilt at the target, NICs already mapped; ``source`` gives everything that is kept."""
+
+    migration: str
+    name: str
+    source: VmSpec
+    disks: tuple[TargetDisk, ...]
+    nics: tuple[NicSpec, ...]
+
+
+class Capabilities(Frozen):
+    """What a driver can do on this cloud; checked by the prechecks, never by isinstance."""
+
+    kind: str
+    roles: frozenset[Literal["source", "target"]]
+    live_points: bool = False
+    """A point in time of a running VM can be opened."""
+    change_tracking: bool = False
+    start_paused: bool = False
+    """A VM can be started with its CPUs stopped, so that a point in time is taken before its first write."""
+    guest_agent: bool = False
+    console: bool = False
+    disk_formats: tuple[DiskFormat, ...] = ("raw",)
+    version: str = ""

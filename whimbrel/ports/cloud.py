@@ -1,0 +1,52 @@
+"""A cloud as the activities see it: its roles in one bundle."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from whimbrel.model.facts import SourceFacts, TargetFacts
+from whimbrel.model.vm import Capabilities
+from whimbrel.ports.compute import ComputePort
+from whimbrel.ports.guest import GuestPort
+from whimbrel.ports.network import NetworkPort
+from whimbrel.ports.point_in_time import PointInTimePort
+from whimbrel.ports.volume import VolumePort
+
+
+class Cloud(Protocol):
+    """One configured cloud. Objects are thread-safe and connect when first used."""
+
+    name: str
+    compute: ComputePort
+    volumes: VolumePort
+    points: PointInTimePort
+    networks: NetworkPort
+    guest: GuestPort
+
+    def capabilities(self) -> Capabilities:
+        """What this cloud can do. Raises Unavailable, AuthFailed."""
+        ...
+
+    def source_facts(self, vm: str) -> SourceFacts:
+        """All that the prechecks ask about a VM to be moved, gathered at once. Raises NotFound, Conflict."""
+        ...
+
+    def target_facts(self) -> TargetFacts:
+        """All that the prechecks ask about this cloud as a target, gathered at once."""
+        ...
+
+    def close(self) -> None:
+        """Give connections up; never raises."""
+        ...
+
+
+class CloudRegistry(Protocol):
+    """The clouds that this worker knows, by the name that plans use."""
+
+    def get(self, name: str) -> Cloud:
+        """The cloud, made when first asked for. Raises InvalidPlan for a name that is not configured."""
+        ...
+
+    def names(self) -> list[str]:
+        """All configured names."""
+        ...
