@@ -35,7 +35,8 @@ class VolumePort(Protocol):
     def open_writer(self, key: str, volumes: Mapping[str, VolumeRef], *, migration: str) -> WriterSession:
         """Make volumes writable (and readable back) for the mover, by disk key.
 
-        Again by the same key: the same session. A session left by a dead worker is adopted. Raises NotFound, Conflict (somebody else has a volume open).
+        Again by the same key: the same session. A session left by a dead worker is adopted.
+        Raises NotFound, Conflict (somebody else has a volume open).
         """
         ...
 

@@ -1,0 +1,56 @@
+"""What a precheck rule found."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Literal
+
+from whimbrel.model.endpoint import Frozen
+from whimbrel.model.facts import PathFacts, SourceFacts, TargetFacts
+from whimbrel.model.plan import VmPlan
+
+
+class Severity(StrEnum):
+    """What a finding means for the migration."""
+
+    BLOCK = "block"
+    WARN = "warn"
+    INFO = "info"
+
+
+class Finding(Frozen):
+    """One rule's answer. ``ok`` findings are kept too: they show what was checked."""
+
+    rule: str
+    """Stable id, ``<area>.<what>``: ``disk.chain-complete``."""
+    severity: Severity
+    outcome: Literal["ok", "found", "unknown", "accepted"]
+    """``unknown``: the facts to judge are missing; ``accepted``: the plan's ``ignore`` lists the rule."""
+    found: str
+    action: str = ""
+
+    @property
+    def blocks(self) -> bool:
+        """Whether this finding forbids the migration."""
+        return self.severity is Severity.BLOCK and self.outcome == "found"
+
+
+class PrecheckFacts(Frozen):
+    """All that the rules judge."""
+
+    plan: VmPlan
+    source: SourceFacts
+    target: TargetFacts
+    path: PathFacts
+    stage: Literal["plan", "start", "cutover"] = "start"
+
+
+class PrecheckResult(Frozen):
+    """All findings of one run, worst first."""
+
+    findings: tuple[Finding, ...]
+    path: PathFacts
+
+    def blocking(self) -> tuple[Finding, ...]:
+        """The findings that forbid the migration."""
+        return tuple(finding for finding in self.findings if finding.blocks)

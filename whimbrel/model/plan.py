@@ -1,0 +1,165 @@
+"""What is to be done with one VM: the plan as a migration's workflow receives it, every default filled in.
+
+The operator's YAML file (``whimbrel.config.plan``) is resolved to one of these for each VM.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from whimbrel.model.endpoint import Frozen
+
+Mode = Literal["incremental", "cold"]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Window(Frozen):
+    """When the cutover may begin; ``closes_at`` refuses it afterwards. Aware times."""
+
+    opens_at: datetime | None = None
+    closes_at: datetime | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Window:
+        for moment in (self.opens_at, self.closes_at):
+            if moment is not None and moment.tzinfo is None:
+                raise ValueError("times need a zone, for example 2026-11-28T22:00:00Z")
+        if self.opens_at and self.closes_at and self.closes_at <= self.opens_at:
+            raise ValueError("the window closes before it opens")
+        return self
+
+
+class RoundPolicy(Frozen):
+    """When rounds of changed blocks run and when they end."""
+
+    outage_budget_s: Positive = 60.0
+    """The cutover begins by itself when the forecast outage is at most this."""
+    max_rounds: Annotated[int, Field(ge=1)] = 100
+    min_interval_s: NonNegative = 5.0
+    max_interval_s: Positive = 3600.0
+    """The interval between rounds adapts to the last round's time within these two."""
+    shrink_ratio: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """A round must be smaller than this share of the one before, or rounds count as no longer shrinking."""
+    cutover: Literal["auto", "manual"] = "auto"
+    """``manual`` holds (and keeps synchronising) until the operator says ``cutover``."""
+    if_not_converging: Literal["wait", "cutover"] = "wait"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> RoundPolicy:
+        if self.min_interval_s > self.max_interval_s:
+            raise ValueError("min_interval_s is above max_interval_s")
+        return self
+
+
+class StopPolicy(Frozen):
+    """How the source is stopped: asked first, then what."""
+
+    graceful_timeout_s: NonNegative = 180.0
+    """0 does not ask at all."""
+    then: Literal["force", "hold"] = "force"
+    """``hold`` goes back to the rounds and asks the operator."""
+
+
+class ConfirmPolicy(Frozen):
+    """What ends the confirm gate besides the operator."""
+
+    after_s: Positive | None = None
+    then: Literal["wait", "auto_confirm", "auto_rollback"] = "wait"
+
+    @model_validator(mode="after")
+    def _complete(self) -> ConfirmPolicy:
+        if self.then != "wait" and self.after_s is None:
+            raise ValueError(f"{self.then} needs after_s")
+        return self
+
+
+class VerifyPolicy(Frozen):
+    """How source and target are compared at the end."""
+
+    mode: Literal["full", "sampled"] = "full"
+    sample_fraction: Annotated[float, Field(gt=0, le=1)] = 0.05
+    when: Literal["before_boot", "after_boot"] = "after_boot"
+    """``after_boot`` compares a point in time taken before the target's first write, so it costs no outage."""
+    unchanged_sample: Annotated[float, Field(ge=0, le=1)] = 0.001
+    """Share of blocks that tracking calls unchanged which each round compares anyway, to catch tracking that lies."""
+
+
+class ConsoleCheck(Frozen):
+    """The console log must hold ``pattern`` (a regular expression) after the boot."""
+
+    kind: Literal["console"] = "console"
+    pattern: str
+
+
+class AgentCheck(Frozen):
+    """The guest agent must answer."""
+
+    kind: Literal["agent"] = "agent"
+
+
+class TcpCheck(Frozen):
+    """A TCP port must accept a connection from the mover."""
+
+    kind: Literal["tcp"] = "tcp"
+    host: str
+    port: Annotated[int, Field(ge=1, le=65535)]
+
+
+class CommandCheck(Frozen):
+    """The plan's own command, run by the worker without a shell; exit code 0 passes."""
+
+    kind: Literal["command"] = "command"
+    argv: tuple[str, ...] = Field(min_length=1)
+
+
+HealthCheck = Annotated[ConsoleCheck | AgentCheck | TcpCheck | CommandCheck, Field(discriminator="kind")]
+
+
+class HealthPolicy(Frozen):
+    """Checks of the rebuilt VM; that it runs is always checked."""
+
+    checks: tuple[HealthCheck, ...] = ()
+    timeout_s: Positive = 300.0
+    on_failure: Literal["wait", "rollback"] = "wait"
+
+
+class VmPlan(Frozen):
+    """One VM's migration, complete."""
+
+    plan: str
+    vm: str
+    """Name or ref in the source cloud."""
+    mode: Mode = "incremental"
+    source: str
+    target: str
+    target_name: str | None = None
+    networks: dict[str, str] = Field(default_factory=dict)
+    """Source network -> target network."""
+    storage: dict[str, str] = Field(default_factory=dict)
+    """Source pool -> target pool; ``*`` stands for all others."""
+    disk_format: Literal["keep", "raw", "qcow2"] = "keep"
+    rounds: RoundPolicy = RoundPolicy()
+    window: Window = Window()
+    stop: StopPolicy = StopPolicy()
+    confirm: ConfirmPolicy = ConfirmPolicy()
+    verify: VerifyPolicy = VerifyPolicy()
+    health: HealthPolicy = HealthPolicy()
+    keep_writes: bool = False
+    """A rollback brings the target's writes since cutover back to the source first."""
+    bandwidth_bytes_per_s: Positive | None = None
+    lanes: Annotated[int, Field(ge=1, le=8)] = 2
+    parallel_disks: Annotated[int, Field(ge=1, le=16)] = 2
+    ignore: tuple[str, ...] = ()
+    """Ids of precheck rules whose blocking findings the operator accepts."""
+
+    def pool_for(self, source_pool: str | None) -> str | None:
+        """Target pool for a disk in ``source_pool``; None when the plan maps neither it nor ``*``."""
+        return self.storage.get(source_pool or "", self.storage.get("*"))
+
+    def network_for(self, source_network: str) -> str | None:
+        """Target network for a NIC, or None when the plan maps neither it nor ``*``."""
+        return self.networks.get(source_network, self.networks.get("*"))
