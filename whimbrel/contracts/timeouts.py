@@ -1,0 +1,78 @@
+"""One table of timeouts and retries: every activity has a row, and a test holds it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from temporalio.common import RetryPolicy
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Limits of one class of activities; None means no limit of that kind."""
+
+    start_to_close: timedelta
+    retry: RetryPolicy
+    heartbeat: timedelta | None = None
+    schedule_to_close: timedelta | None = None
+
+
+def _seconds(value: float) -> timedelta:
+    return timedelta(seconds=value)
+
+
+CLOUD_READ = Timing(_seconds(60), RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(30)))
+"""Without an end: a cloud that is down for an hour is waited for, visibly."""
+CLOUD_WRITE = Timing(_seconds(120), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(60)))
+GATHER = Timing(_seconds(180), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(30)))
+BULK = Timing(
+    timedelta(hours=24),
+    RetryPolicy(initial_interval=_seconds(1), maximum_interval=timedelta(minutes=5)),
+    heartbeat=_seconds(30),
+)
+"""Start-to-close is only a backstop: lack of progress fails the attempt long before."""
+CUTOVER = Timing(
+    _seconds(120),
+    RetryPolicy(initial_interval=_seconds(0.5), maximum_interval=_seconds(10)),
+    schedule_to_close=timedelta(minutes=10),
+)
+"""While the guest is down: quick retries, and an end, after which the source is started again."""
+WAIT_OFF = Timing(_seconds(20), RetryPolicy(initial_interval=_seconds(1), backoff_coefficient=1.0))
+HEALTH = Timing(timedelta(minutes=2), RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(5)))
+"""Schedule-to-close is the plan's own."""
+COMPENSATION = Timing(
+    timedelta(minutes=10),
+    RetryPolicy(initial_interval=_seconds(1), maximum_interval=timedelta(minutes=2)),
+    schedule_to_close=timedelta(hours=24),
+)
+
+TABLE: dict[str, Timing] = {
+    "inventory.list": CLOUD_READ,
+    "precheck.run": GATHER,
+    "compute.inspect": CLOUD_READ,
+    "compute.power": CLOUD_READ,
+    "compute.start": CUTOVER,
+    "compute.resume": CUTOVER,
+    "compute.request_stop": CUTOVER,
+    "compute.wait_off": WAIT_OFF,
+    "compute.force_off": CUTOVER,
+    "compute.set_autostart": CUTOVER,
+    "compute.ensure_vm": CUTOVER,
+    "compute.ensure_absent": COMPENSATION,
+    "compute.release": CLOUD_WRITE,
+    "compute.restore_source": COMPENSATION,
+    "volume.ensure": CLOUD_WRITE,
+    "volume.remove": COMPENSATION,
+    "volume.open_writer": CLOUD_WRITE,
+    "volume.open_disk_writer": COMPENSATION,
+    "volume.close_writer": CLOUD_WRITE,
+    "point.open": CLOUD_WRITE,
+    "point.close": CLOUD_WRITE,
+    "point.forget": CLOUD_WRITE,
+    "copy.disk": BULK,
+    "compare.disk": BULK,
+    "manifest.discard": CLOUD_WRITE,
+    "health.check": HEALTH,
+    "ledger.read_back": GATHER,
+}
