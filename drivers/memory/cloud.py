@@ -12,6 +12,11 @@ from drivers.memory.state import cloud_state
 from drivers.memory.volumes import MemoryVolumes
 from whimbrel.model.facts import SourceFacts, TargetFacts
 from whimbrel.model.vm import Capabilities
+from whimbrel.ports.compute import ComputePort
+from whimbrel.ports.guest import GuestPort
+from whimbrel.ports.network import NetworkPort
+from whimbrel.ports.point_in_time import PointInTimePort
+from whimbrel.ports.volume import VolumePort
 
 PORT = "cloud"
 
@@ -23,11 +28,11 @@ class MemoryCloud:
         state = cloud_state(name)
         self._state = state
         self.name = name
-        self.compute = MemoryCompute(state)
-        self.volumes = MemoryVolumes(state)
-        self.points = MemoryPoints(state)
-        self.networks = MemoryNetworks(state)
-        self.guest = MemoryGuest(state)
+        self.compute: ComputePort = MemoryCompute(state)
+        self.volumes: VolumePort = MemoryVolumes(state)
+        self.points: PointInTimePort = MemoryPoints(state)
+        self.networks: NetworkPort = MemoryNetworks(state)
+        self.guest: GuestPort = MemoryGuest(state)
 
     @property
     def log(self) -> CallLog:
