@@ -32,6 +32,8 @@ class VmResult(Frozen):
 
     vm: VmSpec
     capabilities: Capabilities
+    console_mark: str = ""
+    """End of the console's log when this was read."""
 
 
 class PowerResult(Frozen):
@@ -246,7 +248,8 @@ class HealthInput(Frozen):
     cloud: str
     ref: str
     policy: HealthPolicy
-    console_offset_hint: str = ""
+    console_mark: str = ""
+    """End of the console's log before the start; only what comes after it counts."""
 
 
 class HealthResult(Frozen):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pydantic import Field
-from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, FailureError, TimeoutError
+from temporalio.exceptions import ActivityError, ApplicationError, CancelledError, FailureError
+from temporalio.exceptions import TimeoutError as TemporalTimeout
 
 from whimbrel.model.endpoint import Frozen
 
@@ -42,7 +43,7 @@ def read(error: BaseException) -> Failure:
             if isinstance(detail, dict) and "action" in detail:
                 action = str(detail["action"])
         return Failure(code=cause.type or "Error", message=cause.message, action=action)
-    if isinstance(cause, TimeoutError):
+    if isinstance(cause, TemporalTimeout):
         step = f" ({error.activity_type})" if isinstance(error, ActivityError) else ""
         return Failure(
             code="Timeout",

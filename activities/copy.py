@@ -1,0 +1,193 @@
+"""Activities that move and compare bytes; they run near the data."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import structlog
+from temporalio import activity
+
+from activities.bulk import BulkWatch, Notify
+from whimbrel.contracts.activity_io import (
+    CompareDiskInput,
+    CompareDiskResult,
+    CopyDiskInput,
+    CopyDiskResult,
+    CopyKind,
+    Done,
+    ManifestInput,
+)
+from whimbrel.dataplane import (
+    CopyProgress,
+    CopySettings,
+    CopyStopped,
+    Governor,
+    Manifest,
+    Priority,
+    changed_by_hash,
+    compare,
+    copy,
+    open_device,
+    sample_unchanged,
+    verify_round,
+)
+from whimbrel.model.extent import Extent, align, total_bytes
+from whimbrel.model.progress import VerifyRecord
+from whimbrel.ports.block import BlockDevice
+
+UNIT_BYTES = 65536
+_PRIORITY: dict[CopyKind, Priority] = {
+    "baseline": Priority.BASELINE,
+    "delta": Priority.DELTA,
+    "full-compare": Priority.DELTA,
+    "final": Priority.FINAL_DELTA,
+    "reverse": Priority.FINAL_DELTA,
+}
+
+
+class CopyActivities:
+    """Copies of disks, comparisons, and the manifests they leave."""
+
+    def __init__(
+        self, state_dir: Path, governor: Governor, *, no_progress_s: float = 600.0, notify: Notify | None = None
+    ) -> None:
+        self._state_dir = state_dir
+        self._governor = governor
+        self._no_progress_s = no_progress_s
+        self._notify = notify
+
+    def _manifest_path(self, migration: str, disk: str) -> Path:
+        directory = self._state_dir / "manifests" / migration
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory / f"{disk}.manifest"
+
+    @activity.defn(name="copy.disk", no_thread_cancel_exception=True)
+    def copy_disk(self, job: CopyDiskInput) -> CopyDiskResult:
+        """Bring the target disk up to the source's point in time; goes on where an earlier attempt ended."""
+        notify = self._notify if job.mark_progress else None
+        with ExitStack() as stack:
+            watch = stack.enter_context(BulkWatch(job.source.key, no_progress_s=self._no_progress_s, notify=notify))
+            source = open_device(job.source.endpoint)
+            stack.callback(source.close)
+            target = open_device(job.target.endpoint)
+            stack.callback(target.close)
+            path = self._manifest_path(job.migration, job.source.key)
+            manifest = stack.enter_context(Manifest.open(path, source.size_bytes))
+            try:
+                return self._copy(job, source, target, manifest, watch)
+            except CopyStopped:
+                watch.raise_stopped()
+                raise
+
+    def _copy(
+        self, job: CopyDiskInput, source: BlockDevice, target: BlockDevice, manifest: Manifest, watch: BulkWatch
+    ) -> CopyDiskResult:
+        settings = CopySettings(lanes=job.lanes, limit_bytes_per_s=job.limit_bytes_per_s, priority=_PRIORITY[job.kind])
+        extents, changed_bytes, lied = self._what_to_copy(job, source, manifest, watch)
+        watch.stage("copying")
+
+        def on_progress(progress: CopyProgress) -> None:
+            watch.moved(
+                done=progress.done_bytes,
+                total=progress.total_bytes,
+                sent=progress.sent_bytes,
+                rate_bytes_per_s=progress.rate_bytes_per_s,
+                eta_s=progress.eta_s,
+            )
+
+        result = copy(
+            source,
+            target,
+            extents=extents,
+            manifest=manifest,
+            epoch=job.epoch,
+            settings=settings,
+            governor=self._governor,
+            on_progress=on_progress,
+            should_stop=watch.should_stop,
+            target_is_zero=job.fresh_target,
+        )
+        if job.kind != "baseline":
+            watch.stage("checking")
+            verify_round(target, manifest)
+        return CopyDiskResult(
+            disk=job.source.key,
+            changed_bytes=changed_bytes if changed_bytes is not None else result.sent_bytes + result.zeroed_bytes,
+            read_bytes=result.read_bytes,
+            sent_bytes=result.sent_bytes,
+            zeroed_bytes=result.zeroed_bytes,
+            skipped_bytes=result.skipped_bytes,
+            elapsed_s=result.elapsed_s,
+            digest=result.digest_hex,
+            lied_blocks=lied,
+        )
+
+    def _what_to_copy(
+        self, job: CopyDiskInput, source: BlockDevice, manifest: Manifest, watch: BulkWatch
+    ) -> tuple[Iterable[Extent], int | None, int]:
+        """The extents, their bytes where known beforehand, and how many blocks tracking was caught lying about."""
+        if job.kind == "baseline":
+            return source.extents(), None, 0
+        watch.stage("scanning")
+        if job.by_hash or not job.source.tracked:
+            return self._by_hash(source, manifest, watch), None, 0
+        changed = list(source.changed())
+        lies: list[int] = []
+        if job.unchanged_sample > 0:
+            lies = sample_unchanged(source, manifest, changed, fraction=job.unchanged_sample, seed=job.epoch)
+        if lies:
+            structlog.get_logger("whimbrel.copy").warning(
+                "tracking.lied", disk=job.source.key, blocks=len(lies), first_offset=lies[0]
+            )
+            return self._by_hash(source, manifest, watch), None, len(lies)
+        return changed, total_bytes(align(changed, UNIT_BYTES, source.size_bytes)), 0
+
+    def _by_hash(self, source: BlockDevice, manifest: Manifest, watch: BulkWatch) -> Iterable[Extent]:
+        return changed_by_hash(source, manifest, should_stop=watch.should_stop, governor=self._governor)
+
+    @activity.defn(name="compare.disk", no_thread_cancel_exception=True)
+    def compare_disk(self, job: CompareDiskInput) -> CompareDiskResult:
+        """Compare both ends over all allocated extents, or over a stated sample of them."""
+        with ExitStack() as stack:
+            watch = stack.enter_context(BulkWatch(job.disk, no_progress_s=self._no_progress_s))
+            watch.stage("comparing")
+            source = open_device(job.source.endpoint)
+            stack.callback(source.close)
+            target = open_device(job.target.endpoint)
+            stack.callback(target.close)
+            try:
+                result = compare(
+                    source,
+                    target,
+                    mode=job.mode,
+                    sample_fraction=job.sample_fraction,
+                    seed=job.migration,
+                    on_progress=lambda done: watch.moved(done=done, total=source.size_bytes),
+                    should_stop=watch.should_stop,
+                    governor=self._governor,
+                    lanes=job.lanes,
+                )
+            except CopyStopped:
+                watch.raise_stopped()
+                raise
+        return CompareDiskResult(
+            record=VerifyRecord(
+                disk=job.disk,
+                mode=job.mode,
+                compared_bytes=result.compared_bytes,
+                skipped_zero_bytes=result.skipped_zero_bytes,
+                mismatches=result.mismatch_count,
+                first_mismatches=tuple(result.mismatches),
+                digest=result.digest_hex,
+                sample=result.sample,
+            )
+        )
+
+    @activity.defn(name="manifest.discard")
+    def discard(self, wanted: ManifestInput) -> Done:
+        """Remove a migration's manifests; there being none is fine."""
+        shutil.rmtree(self._state_dir / "manifests" / wanted.migration, ignore_errors=True)
+        return Done()

@@ -1,0 +1,53 @@
+"""Activity that holds the ledger against what the clouds really have."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from temporalio import activity
+
+from whimbrel.contracts.activity_io import ReadBackInput, ReadBackResult
+from whimbrel.errors import NotFound
+from whimbrel.model.ledger import Fate, LedgerEntry
+from whimbrel.ports.cloud import Cloud, CloudRegistry
+
+
+def _points(cloud: Cloud, ref: str | None, migration: str) -> set[str]:
+    if ref is None:
+        return set()
+    try:
+        return set(cloud.points.owned(ref, migration))
+    except NotFound:
+        return set()
+
+
+class LedgerActivities:
+    """Reading objects back."""
+
+    def __init__(self, clouds: CloudRegistry) -> None:
+        self._clouds = clouds
+
+    @activity.defn(name="ledger.read_back")
+    def read_back(self, wanted: ReadBackInput) -> ReadBackResult:
+        """Look for every object of the migration on both clouds; report those that are there and should not be."""
+        found: set[tuple[str, str, str]] = set()
+        for name, ref in ((wanted.source, wanted.source_ref), (wanted.target, wanted.target_ref)):
+            cloud = self._clouds.get(name)
+            found |= {(name, "volume", volume) for volume in cloud.volumes.owned(wanted.migration)}
+            found |= {(name, "vm", vm) for vm in cloud.compute.owned(wanted.migration)}
+            found |= {(name, "point", point) for point in _points(cloud, ref, wanted.migration)}
+        now = datetime.now(UTC)
+        entries: list[LedgerEntry] = []
+        meant_to_stay: set[tuple[str, str, str]] = set()
+        for entry in wanted.entries:
+            key = (entry.cloud, entry.kind, entry.name)
+            if entry.fate is Fate.KEPT:
+                meant_to_stay.add(key)
+                entries.append(entry)
+            else:
+                fate = entry.fate if key in found else Fate.GONE
+                entries.append(entry.model_copy(update={"fate": fate, "noted_at": now}))
+        leftovers = sorted(found - meant_to_stay)
+        return ReadBackResult(
+            entries=tuple(entries), leftovers=tuple(f"{kind} {name} on {cloud}" for cloud, kind, name in leftovers)
+        )

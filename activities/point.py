@@ -1,0 +1,40 @@
+"""Activities on points in time."""
+
+from __future__ import annotations
+
+from temporalio import activity
+
+from whimbrel.contracts.activity_io import ClosePointInput, Done, ForgetPointsInput, OpenPointInput, PointResult
+from whimbrel.ports.cloud import CloudRegistry
+
+
+class PointActivities:
+    """Opening, closing and forgetting points in time."""
+
+    def __init__(self, clouds: CloudRegistry) -> None:
+        self._clouds = clouds
+
+    @activity.defn(name="point.open")
+    def open(self, wanted: OpenPointInput) -> PointResult:
+        """Freeze a VM's disks at one instant, or find the point that an earlier attempt opened."""
+        point = self._clouds.get(wanted.cloud).points.open(
+            wanted.ref,
+            wanted.disks,
+            key=wanted.key,
+            since=wanted.since,
+            migration=wanted.migration,
+            track=wanted.track,
+        )
+        return PointResult(point=point)
+
+    @activity.defn(name="point.close")
+    def close(self, wanted: ClosePointInput) -> Done:
+        """End reading a point; its token stays."""
+        self._clouds.get(wanted.cloud).points.close(wanted.ref, wanted.key, migration=wanted.migration)
+        return Done()
+
+    @activity.defn(name="point.forget")
+    def forget(self, wanted: ForgetPointsInput) -> Done:
+        """Remove this migration's tokens but those to keep."""
+        self._clouds.get(wanted.cloud).points.forget(wanted.ref, migration=wanted.migration, keep=wanted.keep)
+        return Done()

@@ -1,0 +1,49 @@
+"""Activity that gathers facts from both clouds and lets the rules judge them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from temporalio import activity
+
+from activities.probe import probe_path
+from whimbrel.contracts.activity_io import PrecheckAnswer, PrecheckRequest
+from whimbrel.errors import Conflict, NotFound
+from whimbrel.model.facts import PathFacts, SourceFacts, TargetFacts
+from whimbrel.model.finding import PrecheckFacts, PrecheckResult
+from whimbrel.ports.cloud import CloudRegistry
+from whimbrel.precheck import run_rules
+
+
+class PrecheckActivities:
+    """Facts and findings."""
+
+    def __init__(self, clouds: CloudRegistry, state_dir: Path) -> None:
+        self._clouds = clouds
+        self._state_dir = state_dir
+
+    @activity.defn(name="precheck.run")
+    def run(self, wanted: PrecheckRequest) -> PrecheckAnswer:
+        """Gather once, judge by every rule of the stage."""
+        plan = wanted.plan
+        source, target = self._clouds.get(plan.source), self._clouds.get(plan.target)
+        target_facts: TargetFacts = target.target_facts()
+        try:
+            source_facts: SourceFacts = source.source_facts(plan.vm)
+        except NotFound:
+            source_facts = SourceFacts(cloud=plan.source)
+        except Conflict as error:
+            source_facts = SourceFacts(cloud=plan.source, same_name=(plan.vm, str(error)))
+        if wanted.probe and source_facts.reachable and target_facts.reachable:
+            path = probe_path(
+                plan, source, target, facts=source_facts, migration=wanted.migration, state_dir=self._state_dir
+            )
+        else:
+            self._state_dir.mkdir(parents=True, exist_ok=True)
+            path = PathFacts(state_free_bytes=shutil.disk_usage(self._state_dir).free)
+        if source_facts.clock is not None and target_facts.clock is not None:
+            skew_s = abs((source_facts.clock - target_facts.clock).total_seconds())
+            path = path.model_copy(update={"clock_skew_s": skew_s})
+        judged = PrecheckFacts(plan=plan, source=source_facts, target=target_facts, path=path, stage=wanted.stage)
+        return PrecheckAnswer(result=PrecheckResult(findings=run_rules(judged), path=path))
