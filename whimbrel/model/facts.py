@@ -17,7 +17,9 @@ class DiskFacts(Frozen):
     chain_complete: bool = True
     """Every backing image could be opened."""
     chain_shared_with: tuple[str, ...] = ()
-    """Other VMs that use an image of this disk's chain."""
+    """Other VMs that use an image below this disk's top one (linked clones of a template)."""
+    image_shared_with: tuple[str, ...] = ()
+    """Other VMs that have this very image (the top one) as a disk."""
     stale_tracking: tuple[str, ...] = ()
     """Checkpoints or bitmaps that are damaged or that metadata and disk disagree about."""
     foreign_tracking: tuple[str, ...] = ()
@@ -61,6 +63,10 @@ class SourceFacts(Frozen):
     capabilities: Capabilities | None = None
     bandwidth_limits: tuple[str, ...] = ()
     network_filters: tuple[str, ...] = ()
+    network_mtus: dict[str, int] = Field(default_factory=dict)
+    """Source network -> MTU, where it is known."""
+    can_act: bool = True
+    """Credentials allow points in time and power (a read-only connection does not)."""
 
 
 class PoolFacts(Frozen):
@@ -119,6 +125,8 @@ class PathFacts(Frozen):
     """The way the bytes will take, tried with real bytes."""
 
     probed: bool = False
+    measured_at: datetime | None = None
+    """When these facts were gathered, by the mover's clock."""
     reads_source: bool = False
     writes_target: bool = False
     why_not: str = ""
@@ -132,3 +140,5 @@ class PathFacts(Frozen):
     """Versions of what the mover runs on."""
     state_free_bytes: int | None = None
     """Free space where manifests are kept."""
+    commands: dict[str, str] = Field(default_factory=dict)
+    """Program of each command check of the plan -> its path on the worker; empty when it cannot be run."""
