@@ -22,7 +22,10 @@ START_TIMEOUT_S = 90  # the first start probes QEMU, about 8 s on an idle machin
 APPEAR_TIMEOUT_S = 20  # the pid file is written first of all
 POLL_S = 0.1
 # Arguments: pairs (directory, mount point) up to "--", then the command that takes the shell's place.
-ENTER = 'set -e; while [ "$1" != -- ]; do [ -e "$2" ] || mkdir -p "$2"; mount --bind "$1" "$2"; shift 2; done; shift; exec "$@"'
+ENTER = """set -e
+while [ "$1" != -- ]; do [ -e "$2" ] || mkdir -p "$2"; mount --bind "$1" "$2"; shift 2; done
+shift; exec "$@"
+"""
 
 
 def connect(cloud: CloudLayout) -> libvirt.virConnect:

@@ -48,8 +48,7 @@ def qemu_conf(tls: Path) -> str:
         "namespaces = []",
         'stdio_handler = "file"',  # no virtlogd
     ]
-    for prefix in ("backup", "nbd", "migrate"):
-        lines.append(f'{prefix}_tls_x509_cert_dir = "{tls}/server"')
+    lines += [f'{prefix}_tls_x509_cert_dir = "{tls}/server"' for prefix in ("backup", "nbd", "migrate")]
     lines += ["backup_tls_x509_verify = 1", "migrate_tls_x509_verify = 1"]
     return "\n".join(lines) + "\n"
 

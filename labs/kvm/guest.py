@@ -8,9 +8,11 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import libvirt
 
@@ -99,7 +101,7 @@ class LabGuest:
         """Kill the guest's QEMU with SIGKILL, as a host crash would; return the dead pid."""
         one = self._layout.cloud(cloud)
         pid = self.pid(cloud)
-        if pid is None or not processes.send(one, pid, processes.signal.SIGKILL):
+        if pid is None or not processes.send(one, pid, signal.SIGKILL):
             raise LabError(f"guest {self.name} does not run on cloud {cloud}")
         processes.wait_gone([pid], 30)
         return pid
@@ -224,8 +226,6 @@ class LabGuest:
 
 
 def _disk_paths(domain: libvirt.virDomain) -> dict[str, Path]:
-    from xml.etree import ElementTree as ET
-
     paths = {}
     for disk in ET.fromstring(domain.XMLDesc()).iterfind("./devices/disk[@device='disk']"):
         source, target = disk.find("source"), disk.find("target")

@@ -1,0 +1,85 @@
+# Everything a developer or an operator types. `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+VENV := .venv
+BIN := $(VENV)/bin
+STATE := .state
+STAMP := $(VENV)/.whimbrel-setup
+PYTEST := $(BIN)/pytest
+# More workers mean more labs side by side; a lab wants a core or two.
+UNIT_WORKERS ?= 2
+PYTEST_FLAGS ?=
+
+export UV_PYTHON_DOWNLOADS := never
+export UV_PROJECT_ENVIRONMENT := $(VENV)
+
+.PHONY: help setup system lint test test-unit test-lab test-e2e demo bench chaos lab-kvm lab-down clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+system: ## Debian packages that are missing (installs as root, prints the command otherwise)
+	@deploy/install-system
+
+setup: $(STAMP) ## Python environment in .venv, from uv.lock
+
+.uv/bin/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	$(PYTHON) -m venv .uv
+	.uv/bin/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+# The libvirt binding is compiled, so the system packages come first.
+$(STAMP): pyproject.toml uv.lock | .uv/bin/uv
+	@deploy/install-system
+	.uv/bin/uv sync --quiet --frozen --all-extras --python "$$(command -v $(PYTHON))"
+	@touch $@
+
+lint: setup ## ruff, mypy --strict, layer rules
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: system setup ## all test layers but slow ones, fastest first
+	@$(MAKE) --no-print-directory test-unit
+	@$(MAKE) --no-print-directory test-lab
+	@$(MAKE) --no-print-directory test-e2e
+
+test-unit: setup ## without root, libvirt or a server
+	@mkdir -p $(STATE)
+	$(PYTEST) -m 'not lab and not e2e and not slow' -n $(UNIT_WORKERS) --junitxml=$(STATE)/junit-unit.xml $(PYTEST_FLAGS)
+
+test-lab: system setup ## against real libvirtd and QEMU
+	@mkdir -p $(STATE)
+	$(PYTEST) -m 'lab and not e2e and not slow' --junitxml=$(STATE)/junit-lab.xml $(PYTEST_FLAGS)
+
+test-e2e: system setup ## whole migrations
+	@mkdir -p $(STATE)
+	$(PYTEST) -m 'e2e and not slow' --junitxml=$(STATE)/junit-e2e.xml $(PYTEST_FLAGS)
+
+demo: system setup ## a running VM moves between two clouds; KEEP=1 leaves everything up
+	$(BIN)/python -m labs.demo $(if $(KEEP),--keep)
+
+bench: system setup ## copy speed against nbdcopy
+	$(BIN)/python -m tests.bench.copy_bench
+
+chaos: system setup ## slow end-to-end tests with faults
+	@mkdir -p $(STATE)
+	$(PYTEST) -m 'slow and e2e' --junitxml=$(STATE)/junit-chaos.xml $(PYTEST_FLAGS)
+
+lab-kvm: system setup ## bring two KVM clouds up
+	$(BIN)/python -m labs.kvm up
+	@$(BIN)/python -m labs.kvm status
+
+lab-down: setup ## end the KVM clouds and remove their files
+	$(BIN)/python -m labs.kvm down
+
+clean: ## lab, environments, caches, state
+	@if [ -x $(BIN)/python ] && [ -d $(STATE)/lab-kvm ]; then $(BIN)/python -m labs.kvm down; fi
+	rm -rf $(VENV) .uv $(STATE) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
