@@ -7,12 +7,16 @@ from whimbrel.dataplane.copier import CopyResult, CopySettings, CopyStopped, cop
 from whimbrel.dataplane.devices import open_device, register_opener
 from whimbrel.dataplane.filedevice import FileDevice
 from whimbrel.dataplane.governor import Governor, Priority
+from whimbrel.dataplane.hashscan import changed_by_hash, sample_unchanged
 from whimbrel.dataplane.header import ManifestCorrupt
 from whimbrel.dataplane.manifest import Manifest, discard_manifest
 from whimbrel.dataplane.memorydevice import MemoryDevice, MemoryDisk
 from whimbrel.dataplane.progress import CopyProgress
+from whimbrel.dataplane.scan import ScanProgress, ScanStopped
+from whimbrel.dataplane.verify import CompareResult, VerifyResult, compare, verify_round
 
 __all__ = [
+    "CompareResult",
     "CopyProgress",
     "CopyResult",
     "CopySettings",
@@ -24,8 +28,15 @@ __all__ = [
     "MemoryDevice",
     "MemoryDisk",
     "Priority",
+    "ScanProgress",
+    "ScanStopped",
+    "VerifyResult",
+    "changed_by_hash",
+    "compare",
     "copy",
     "discard_manifest",
     "open_device",
     "register_opener",
+    "sample_unchanged",
+    "verify_round",
 ]

@@ -17,11 +17,11 @@ from whimbrel.dataplane.checkpoint import INTERVAL_BYTES, INTERVAL_S, Checkpoint
 from whimbrel.dataplane.digests import UNIT_BYTES
 from whimbrel.dataplane.governor import Governor, Priority
 from whimbrel.dataplane.manifest import Manifest
-from whimbrel.dataplane.plan import RequestQueue, check_fit, grain_bytes, requests
+from whimbrel.dataplane.plan import RequestQueue, check_fit, grain_bytes, requests, widen
 from whimbrel.dataplane.progress import CopyProgress, Meter
 from whimbrel.dataplane.transfer import Geometry, LanePair
 from whimbrel.errors import WhimbrelError
-from whimbrel.model.extent import Extent, align, total_bytes
+from whimbrel.model.extent import Extent, total_bytes
 from whimbrel.ports.block import BlockDevice, BlockLane
 
 REPORT_INTERVAL_S = 0.5
@@ -97,8 +97,8 @@ def copy(
     total, done = size_bytes, cursor_bytes
     grain = grain_bytes(source, target)
     if isinstance(extents, Sequence):
-        total = total_bytes(align(extents, grain, size_bytes))
-        done = sum(max(min(piece.end, cursor_bytes) - piece.start, 0) for piece in align(extents, grain, size_bytes))
+        total = total_bytes(widen(extents, grain, size_bytes))
+        done = sum(max(min(piece.end, cursor_bytes) - piece.start, 0) for piece in widen(extents, grain, size_bytes))
     meter = Meter(total, done, clock)
     if not manifest.complete:
         request_bytes = -(-settings.request_bytes // grain) * grain

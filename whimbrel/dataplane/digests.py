@@ -45,6 +45,12 @@ def zero_digests(first_unit: int, count: int, size_bytes: int) -> bytes:
     return zero_digest() * count
 
 
+def zeros_of(length: int) -> bytes:
+    """Concatenated digests of ``length`` zero bytes that start at a unit; the last unit may be short."""
+    whole, tail = divmod(length, UNIT_BYTES)
+    return zero_digest() * whole + (zero_digest(tail) if tail else b"")
+
+
 def is_zero(data: memoryview) -> bool:
     """Whether ``data`` (at most one unit) is all zeros, by its bytes."""
     return bytes(data) == _ZERO_UNIT[: len(data)]

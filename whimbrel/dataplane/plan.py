@@ -12,7 +12,7 @@ from itertools import islice
 from whimbrel.dataplane.digests import REGION_BYTES, UNIT_BYTES, unit_count
 from whimbrel.dataplane.manifest import Manifest
 from whimbrel.errors import PreconditionFailed, Unavailable
-from whimbrel.model.extent import Extent, align, merge
+from whimbrel.model.extent import Extent, merge
 from whimbrel.ports.block import BlockDevice
 
 ZERO_REQUEST_BYTES = REGION_BYTES
@@ -72,6 +72,31 @@ def in_order(extents: Iterable[Extent], size_bytes: int) -> Iterator[Extent]:
         yield extent
 
 
+def widen(extents: Iterable[Extent], grain: int, size_bytes: int) -> Iterator[Extent]:
+    """Whole grains that cover an ordered stream, joined, without overlap; the last is cut at ``size_bytes``.
+
+    A grain is zero only if one zero extent covers all of it; where zeros end inside a grain, the grain is data.
+    """
+    return merge(_widen(merge(extents), grain, size_bytes))
+
+
+def _widen(extents: Iterable[Extent], grain: int, size_bytes: int) -> Iterator[Extent]:
+    covered = 0
+    for extent in extents:
+        start = max(extent.start - extent.start % grain, covered)
+        stop = min(-(-extent.end // grain) * grain, size_bytes)
+        if extent.zero:
+            first = max(-(-extent.start // grain) * grain, start)
+            last = extent.end if extent.end == size_bytes else extent.end - extent.end % grain
+            if first < last:
+                yield Extent(start, first - start)
+                yield Extent(first, last - first, zero=True)
+                start = last
+        if start < stop:
+            yield Extent(start, stop - start)
+        covered = max(covered, stop)
+
+
 def requests(
     extents: Iterable[Extent], *, size_bytes: int, grain: int, request_bytes: int, cursor_bytes: int = 0
 ) -> Iterator[Request]:
@@ -79,7 +104,7 @@ def requests(
     number = 0
     data_step = -(-request_bytes // grain) * grain
     zero_step = -(-ZERO_REQUEST_BYTES // grain) * grain
-    for extent in merge(align(in_order(extents, size_bytes), grain, size_bytes)):
+    for extent in widen(in_order(extents, size_bytes), grain, size_bytes):
         at = max(extent.start, cursor_bytes)
         step = zero_step if extent.zero else data_step
         while at < extent.end:
