@@ -104,13 +104,15 @@ class Scenario:
             self._state.vms[spec.ref] = vm
             return spec.model_copy(update={"power": vm.power})
 
-    def remove_vm(self, vm: str) -> None:
-        """Somebody deletes a VM; its volumes stay."""
+    def remove_vm(self, vm: str, *, with_disks: bool = False) -> None:
+        """Somebody deletes a VM; its volumes stay unless ``with_disks``."""
         with self._state.lock:
             found = self._state.find(vm)
             self._state.switch_off(found)
             self._state.drop_point(found)
             del self._state.vms[found.spec.ref]
+            for volume in found.volumes.values() if with_disks else ():
+                del self._state.volumes[volume]
 
     # --- what the guest does
 
@@ -256,10 +258,13 @@ class Scenario:
                 if self._state.disk_of(found, disk).trackable:
                     self._state.disk_of(found, disk).add_bitmap(token)
 
-    def foreign_tokens(self, vm: str) -> list[str]:
-        """Tokens in the VM's metadata."""
+    def tokens(self, vm: str) -> list[str]:
+        """Tokens that the VM's metadata names and that all its tracked disks can answer."""
         with self._state.lock:
-            return sorted(self._state.find(vm).tokens)
+            found = self._state.find(vm)
+            disks = [self._state.disk_of(found, key) for key in found.volumes]
+            tracked = [disk for disk in disks if disk.trackable]
+            return sorted(token for token in found.tokens if all(disk.answers(token) for disk in tracked))
 
     def set_foreign_job(self, vm: str, job: str | None) -> None:
         """Another tool's job begins (or, with None, ends): points are refused with Conflict."""
