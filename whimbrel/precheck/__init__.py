@@ -1,1 +1,1 @@
-"""To be described."""
+"""Prechecks: small pure rules over facts that were gathered once, and the mode that suits a VM."""
