@@ -155,7 +155,8 @@ class NbdDevice:
     def _statuses(self, start: int, end: int, contexts: list[str]) -> Iterator[tuple[int, list[Runs]]]:
         """Ask piece by piece: where an answer starts, and the runs of each context, cut to the shortest of them."""
         unit = self.block_bytes
-        offset, end = start - start % unit, -(-end // unit) * unit
+        offset = start - start % unit
+        end = -(-end // unit) * unit if end > start else offset
         step = STATUS_STEP_BYTES
         while offset < end:
             length = min(step, end - offset)

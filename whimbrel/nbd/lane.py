@@ -278,14 +278,14 @@ class NbdLane:
         header = p.REQUEST.pack(p.REQUEST_MAGIC, flags, command, cookie, request.offset, request.length)
         try:
             self._transport.send(header, data, self._receive)
-        except WhimbrelError as lost:
+        except BaseException as lost:
             self._lose(lost)
 
     def _receive(self) -> None:
         """Take in one reply message and note what it completes."""
         try:
             request = self._replies.receive()
-        except WhimbrelError as lost:
+        except BaseException as lost:
             self._lose(lost)
         if request is None:
             return
@@ -305,11 +305,18 @@ class NbdLane:
             self._transport.address, what, code, text, offset=request.offset, length=request.length, **evidence
         )
 
-    def _lose(self, lost: WhimbrelError) -> NoReturn:
-        if self._closing and self._broken is None:
+    def _lose(self, lost: BaseException) -> NoReturn:
+        """Give the connection up. An exception thrown into this thread (a cancelled activity) loses our place too."""
+        if self._closing and self._broken is None and isinstance(lost, WhimbrelError):
             lost = Unavailable(f"the connection to NBD server {self._transport.address} was closed by us")
         if self._broken is None:
-            lost.evidence.setdefault("in_flight", str(self._in_flight))
-            self._broken = lost
+            self._broken = lost if isinstance(lost, WhimbrelError) else self._interrupted(lost)
+            self._broken.evidence.setdefault("in_flight", str(self._in_flight))
         self._transport.interrupt()
         raise lost
+
+    def _interrupted(self, by: BaseException) -> Unavailable:
+        return Unavailable(
+            f"the exchange with NBD server {self._transport.address} was interrupted by {type(by).__name__}",
+            action="nothing yet: a new connection is opened",
+        )

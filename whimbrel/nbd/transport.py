@@ -8,6 +8,7 @@ before we go on. A server that stops reading until its replies are taken therefo
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import struct
@@ -21,6 +22,7 @@ SOCKET_BUFFER_BYTES: Final = 4 << 20
 """For unix sockets, whose default of about 200 KiB costs a context switch per piece; TCP sizes itself."""
 
 KEEPALIVE_IDLE_S: Final = 30
+UNIX_PATH_BYTES: Final = 107
 
 
 class Transport(Protocol):
@@ -79,10 +81,12 @@ def gone(address: str, doing: str, cause: BaseException | None = None) -> Unavai
 
 
 def connect(endpoint: NbdEndpoint, timeout_s: float) -> socket.socket:
-    """A connected blocking socket. Raises Unavailable, PermissionDenied, InvalidPlan (not exactly one place named)."""
+    """A connected blocking socket. Raises Unavailable, PermissionDenied, InvalidPlan (not exactly one place, or a path too long)."""
     address = address_of(endpoint)
     if (endpoint.unix_path is None) == (endpoint.host is None):
         raise InvalidPlan("an NBD endpoint needs either a unix path or a host", endpoint=address)
+    if endpoint.unix_path is not None and len(os.fsencode(endpoint.unix_path)) > UNIX_PATH_BYTES:
+        raise InvalidPlan(f"the path of a unix socket is longer than {UNIX_PATH_BYTES} bytes", endpoint=address)
     try:
         if endpoint.unix_path is not None:
             return _connect_unix(endpoint.unix_path, timeout_s)
