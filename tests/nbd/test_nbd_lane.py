@@ -12,7 +12,6 @@ import pytest
 
 from tests.nbd.conftest import Serve
 from tests.nbd.scripted_server import (
-    ALL_FLAGS,
     FLUSH,
     HAS_FLAGS,
     READ,
@@ -372,9 +371,10 @@ def test_requests_outside_the_device_or_its_blocks_are_ours_to_correct(scripted_
 def test_a_device_opened_for_reading_refuses_writes(serve: Serve) -> None:
     device = open_nbd(serve(writable=False))
     lane = device.lane()
-    for write in (lambda: lane.submit_write(0, memoryview(DATA)), lambda: lane.submit_zero(0, 512)):
-        with pytest.raises(PermissionDenied):
-            write()
+    with pytest.raises(PermissionDenied):
+        lane.submit_write(0, memoryview(DATA))
+    with pytest.raises(PermissionDenied):
+        lane.submit_zero(0, 512)
     device.close()
 
 
@@ -454,4 +454,3 @@ def test_close_says_goodbye(serve: Serve) -> None:
     while len(ends) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert [struct.unpack(">IHH", end[:8]) for end in ends] == [(0x25609513, 0, 2)] * 2
-    assert ALL_FLAGS & SEND_FLUSH

@@ -278,14 +278,14 @@ class NbdLane:
         header = p.REQUEST.pack(p.REQUEST_MAGIC, flags, command, cookie, request.offset, request.length)
         try:
             self._transport.send(header, data, self._receive)
-        except BaseException as lost:
+        except BaseException as lost:  # noqa: BLE001 - raised again by _lose
             self._lose(lost)
 
     def _receive(self) -> None:
         """Take in one reply message and note what it completes."""
         try:
             request = self._replies.receive()
-        except BaseException as lost:
+        except BaseException as lost:  # noqa: BLE001 - raised again by _lose
             self._lose(lost)
         if request is None:
             return

@@ -81,7 +81,10 @@ def gone(address: str, doing: str, cause: BaseException | None = None) -> Unavai
 
 
 def connect(endpoint: NbdEndpoint, timeout_s: float) -> socket.socket:
-    """A connected blocking socket. Raises Unavailable, PermissionDenied, InvalidPlan (not exactly one place, or a path too long)."""
+    """A connected blocking socket.
+
+    Raises Unavailable, PermissionDenied, InvalidPlan (not exactly one place named, or a path too long).
+    """
     address = address_of(endpoint)
     if (endpoint.unix_path is None) == (endpoint.host is None):
         raise InvalidPlan("an NBD endpoint needs either a unix path or a host", endpoint=address)
