@@ -60,9 +60,9 @@ class Harness(Protocol):
     def make_vm(
         self, disks: Sequence[tuple[int, DiskFormat]], *, running: bool = False, name: str | None = None
     ) -> str:
-        """A VM that no migration made; disks ``vda``... in ``pool``, all zeros, one NIC on ``network``. Returns its ref.
+        """A VM that no migration made; disks ``vda``... in ``pool``, all zeros, one NIC on ``network``.
 
-        A running one may be a bare guest that does nothing by itself.
+        Returns its ref. A running one may be a bare guest that does nothing by itself.
         """
         ...
 
