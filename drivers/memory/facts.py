@@ -30,6 +30,7 @@ def source_facts(state: CloudState, name_or_ref: str) -> SourceFacts:
             hypervisor_version=state.capabilities.version,
             clock=state.now(),
             capabilities=state.capabilities,
+            network_mtus=_mtus(state, vm),
         )
         return facts.model_copy(update=state.source_patch.get(vm.spec.name, {}))
 
@@ -65,9 +66,21 @@ def _disk_facts(state: CloudState, vm: Vm, key: str) -> DiskFacts:
     unknown = {token for token in tokens if token.startswith(PREFIX) and token not in vm.tokens}
     return DiskFacts(
         key=key,
+        image_shared_with=tuple(
+            sorted(
+                other.spec.name
+                for other in state.vms.values()
+                if other is not vm and vm.volumes[key] in other.volumes.values()
+            )
+        ),
         stale_tracking=tuple(sorted(set(disk.damaged_tokens()) | unknown)),
         foreign_tracking=tuple(sorted(token for token in tokens if not token.startswith(PREFIX))),
     )
+
+
+def _mtus(state: CloudState, vm: Vm) -> dict[str, int]:
+    networks = [state.networks[nic.network] for nic in vm.spec.nics if nic.network in state.networks]
+    return {network.name: network.mtu for network in networks if network.mtu is not None}
 
 
 def _leftovers(state: CloudState) -> tuple[str, ...]:

@@ -328,7 +328,7 @@ class Scenario:
         return list(self._state.log.calls)
 
     def calls_of(self, *methods: str) -> list[str]:
-        """``port.method`` of the calls so far, of these methods only (all when none is named)."""
+        """``port.method`` of the calls so far, only of ``methods`` named like that (all when none is named)."""
         names = (f"{call.port}.{call.method}" for call in self.calls)
         return [name for name in names if not methods or name in methods]
 
