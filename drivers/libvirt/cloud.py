@@ -1,0 +1,83 @@
+"""A libvirt host as a cloud: ``whimbrel.ports.cloud.Cloud``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from drivers.libvirt.compute import LibvirtCompute
+from drivers.libvirt.connection import Connection
+from drivers.libvirt.facts import capabilities, source_facts, target_facts
+from drivers.libvirt.guest import LibvirtGuest
+from drivers.libvirt.mover import Mover
+from drivers.libvirt.network import LibvirtNetworks
+from drivers.libvirt.points import LibvirtPoints
+from drivers.libvirt.reach import Reach, Transport
+from drivers.libvirt.volumes import LibvirtVolumes
+from whimbrel.model.facts import SourceFacts, TargetFacts
+from whimbrel.model.vm import Capabilities
+
+DEFAULT_RUNTIME_DIR = "/run/whimbrel"
+
+
+class LibvirtCloud:
+    """One libvirt daemon, by any URI that libvirt takes (``qemu:///system``, ``qemu+ssh://...``, ``qemu+tls://...``).
+
+    ``transport`` is the way from the mover to QEMU's NBD servers. ``unix`` assumes that the mover runs on the
+    hypervisor's host, with sockets in ``runtime_dir`` (QEMU's user must be able to make files there); ``tcp`` and
+    ``tls`` listen on ``nbd_host``, an address of the hypervisor that the mover can reach (the URI's host if not
+    given). ``tls`` wants client certificates in ``tls_dir`` on the mover, and server certificates on the host: in
+    ``server_tls_dir``, and where ``backup_tls_x509_cert_dir`` of qemu.conf says, usually the same.
+
+    ``scratch_dir`` (on the host) takes the old blocks of live points; without it they lie beside the images.
+    ``console_dir`` (on the host) takes the serial logs of rebuilt VMs whose source logged to a file; without it
+    they log to the path that the source's definition names.
+    ``credential`` is asked for the password when the URI's transport wants one; it is never kept.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        uri: str,
+        transport: Transport = "unix",
+        nbd_host: str | None = None,
+        tls_dir: str | None = None,
+        server_tls_dir: str = "/etc/pki/qemu",
+        runtime_dir: str | None = None,
+        scratch_dir: str | None = None,
+        console_dir: str | None = None,
+        username: str | None = None,
+        credential: Callable[[], str] | None = None,
+        read_only: bool = False,
+    ) -> None:
+        self.name = name
+        self._connection = Connection(uri, username=username, credential=credential, read_only=read_only)
+        reach = Reach(
+            transport=transport,
+            runtime_dir=runtime_dir or DEFAULT_RUNTIME_DIR,
+            nbd_host=nbd_host or self._connection.host or "127.0.0.1",
+            tls_dir=tls_dir,
+            server_tls_dir=server_tls_dir,
+        )
+        mover = Mover(self._connection, reach)
+        self.compute = LibvirtCompute(self._connection, console_dir=console_dir)
+        self.volumes = LibvirtVolumes(self._connection, mover, reach)
+        self.points = LibvirtPoints(self._connection, mover, reach, scratch_dir=scratch_dir)
+        self.networks = LibvirtNetworks(self._connection)
+        self.guest = LibvirtGuest(self._connection)
+
+    def capabilities(self) -> Capabilities:
+        """What this host can do. Raises Unavailable, AuthFailed."""
+        return capabilities(self._connection)
+
+    def source_facts(self, vm: str) -> SourceFacts:
+        """All that the prechecks ask about a VM. Raises NotFound, Conflict."""
+        return source_facts(self.name, self._connection, vm)
+
+    def target_facts(self) -> TargetFacts:
+        """All that the prechecks ask about this host as a target."""
+        return target_facts(self.name, self._connection, self.volumes, self.networks)
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._connection.close()

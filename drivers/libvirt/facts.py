@@ -1,0 +1,255 @@
+"""Facts for the prechecks, gathered in one go: what libvirt and QEMU can tell of a source VM and of a target host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from drivers.libvirt import checkpoints, domain_xml, domains, guest, host, images, tag, tracking
+from drivers.libvirt.connection import Connection
+from drivers.libvirt.points_live import current_job
+from drivers.libvirt.volumes import LibvirtVolumes, all_volumes
+from whimbrel.errors import Conflict, Unavailable
+from whimbrel.model.facts import DiskFacts, SourceFacts, TargetFacts
+from whimbrel.model.naming import PREFIX
+from whimbrel.model.vm import Capabilities, VmSpec
+from whimbrel.ports.network import NetworkPort
+
+
+def capabilities(connection: Connection) -> Capabilities:
+    """What this host can do; live points need QEMU and libvirt's backup API. Raises Unavailable, AuthFailed."""
+    with connection.using("asking for capabilities") as conn:
+        backup = conn.getType() == "QEMU" and host.domain_capabilities(conn).backup
+        return Capabilities(
+            kind="libvirt",
+            roles=frozenset({"source", "target"}),
+            live_points=backup,
+            change_tracking=backup,
+            start_paused=True,
+            guest_agent=conn.getType() == "QEMU",
+            console=True,
+            disk_formats=("qcow2", "raw"),
+            version=host.version(conn),
+        )
+
+
+def source_facts(cloud: str, connection: Connection, vm: str) -> SourceFacts:
+    """All about one VM. A daemon that cannot be reached gives ``reachable=False``. Raises NotFound, Conflict."""
+    try:
+        able = capabilities(connection)
+        with connection.using(f"gathering facts of {vm}", vm=vm) as conn:
+            return _source(cloud, conn, domains.get(conn, vm), able)
+    except Unavailable as error:
+        return SourceFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
+
+
+def _source(cloud: str, conn: Any, domain: Any, able: Capabilities) -> SourceFacts:
+    live = domain_xml.parse(domain.XMLDesc())
+    written = domain_xml.parse(domains.definition(domain))
+    spec = domains.spec(conn, domain)
+    told = guest.agent_facts(domain) if domain.isActive() and domain_xml.has_agent_channel(live) else None
+    cpu = written.find("cpu")
+    return SourceFacts(
+        cloud=cloud,
+        vm=spec,
+        disks=tuple(_disk_facts(conn, domain, live, spec)),
+        passthrough=_passthrough(written),
+        tpm=written.find("devices/tpm") is not None,
+        cdroms_with_media=tuple(
+            disk.location for disk in domain_xml.disks(live) if disk.device in {"cdrom", "floppy"} and disk.location
+        ),
+        shared_filesystems=tuple(_attribute(node, "target", "dir") for node in written.findall("devices/filesystem")),
+        cpu_pinning=_pinned(written),
+        cpu_model=(cpu.findtext("model") or cpu.get("mode")) if cpu is not None else None,
+        numa=written.find("numatune") is not None or written.find("cpu/numa") is not None,
+        watchdog=written.find("devices/watchdog") is not None,
+        snapshots=tuple(sorted(domain.snapshotListNames())),
+        running_job=_running_job(domain),
+        managed_save=bool(domain.hasManagedSaveImage()),
+        agent_configured=domain_xml.has_agent_channel(written),
+        agent_answers=told is not None and told.agent,
+        hostname=told.hostname if told is not None else None,
+        guest_os=told.os if told is not None else None,
+        definition_pending=_definition_pending(domain, live, written),
+        hypervisor_version=able.version,
+        clock=datetime.now(UTC) if conn.getURI().startswith("qemu:///") else None,
+        capabilities=able,
+        bandwidth_limits=tuple(_limits(written)),
+        network_filters=tuple(node.get("filter", "") for node in written.findall("devices/interface/filterref")),
+    )
+
+
+def _attribute(node: ET.Element, child: str, name: str) -> str:
+    found = node.find(child)
+    return found.get(name, "") if found is not None else ""
+
+
+def _passthrough(domain: ET.Element) -> tuple[str, ...]:
+    """Host devices, as "type address": they exist on the source's host only."""
+    found = []
+    for node in domain.findall("devices/hostdev"):
+        address = node.find("source/address")
+        where = (
+            " ".join(f"{key}={value}" for key, value in sorted(address.attrib.items())) if address is not None else ""
+        )
+        found.append(f"{node.get('type', 'device')} {where}".strip())
+    found += ["sr-iov interface" for node in domain.findall("devices/interface") if node.get("type") == "hostdev"]
+    found += [f"vdpa {_attribute(node, 'source', 'dev')}" for node in domain.findall("devices/interface[@type='vdpa']")]
+    return tuple(found)
+
+
+def _pinned(domain: ET.Element) -> bool:
+    vcpu = domain.find("vcpu")
+    return domain.find("cputune/vcpupin") is not None or (vcpu is not None and vcpu.get("cpuset") is not None)
+
+
+def _running_job(domain: Any) -> str | None:
+    """A backup, block or migration job that is not ours, in words."""
+    if not domain.isActive():
+        return None
+    try:
+        job = current_job(domain)
+    except Conflict as error:
+        return error.message
+    if job is not None and not (job.key or "").startswith(f"{PREFIX}-"):
+        return "a pull-mode backup of another tool"
+    for disk in domain_xml.disks(domain_xml.parse(domain.XMLDesc())):
+        if disk.location and domain.blockJobInfo(disk.key, 0):
+            return f"a block job on disk {disk.key}"
+    return None
+
+
+def _definition_pending(domain: Any, live: ET.Element, written: ET.Element) -> bool:
+    """Whether the next start would give another machine: compared by what a rebuild is made from."""
+    if not domain.isActive() or not domain.isPersistent():
+        return False
+    return _shape(live) != _shape(written)
+
+
+def _shape(domain: ET.Element) -> tuple[object, ...]:
+    kind = domain.find("os/type")
+    return (
+        domain_xml.vcpus(domain),
+        domain_xml.size_bytes(domain.find("memory")),
+        kind.get("machine") if kind is not None else None,
+        tuple((disk.key, disk.location, disk.bus, disk.serial) for disk in domain_xml.disks(domain)),
+        tuple((nic.mac, nic.model) for nic in domain_xml.nics(domain)),
+    )
+
+
+def _limits(domain: ET.Element) -> list[str]:
+    found = [
+        f"disk {_attribute(node, 'target', 'dev')}"
+        for node in domain.findall("devices/disk")
+        if node.find("iotune") is not None
+    ]
+    found += [
+        f"interface {_attribute(node, 'mac', 'address')}"
+        for node in domain.findall("devices/interface")
+        if node.find("bandwidth") is not None
+    ]
+    return found
+
+
+def _disk_facts(conn: Any, domain: Any, live: ET.Element, spec: VmSpec) -> list[DiskFacts]:
+    others = _images_of_others(conn, spec.ref)
+    written = {disk.key: disk for disk in domain_xml.disks(live)}
+    known = checkpoints.read(domain) if domain.isPersistent() else []
+    nodes = tracking.running_nodes(domain) if domain.isActive() and conn.getType() == "QEMU" else {}
+    damaged = tracking.damage(known, nodes)
+    found = []
+    for disk in spec.disks:
+        mine = {disk.location, *disk.backing_chain}
+        top = images.find_volume(conn, disk.location)
+        names = {name for entry in known for key, name in entry.bitmaps.items() if key == disk.key}
+        if disk.key in nodes:
+            names |= {bitmap.name for bitmap in nodes[disk.key].bitmaps}
+        found.append(
+            DiskFacts(
+                key=disk.key,
+                chain_complete=disk.size_bytes > 0 and images.chain_below(conn, top, written[disk.key].chain)[1],
+                chain_shared_with=tuple(sorted(name for name, used in others.items() if used & mine)),
+                stale_tracking=tuple(sorted(f"{name}: {damaged[name]}" for name in names if name in damaged)),
+                foreign_tracking=tuple(sorted(name for name in names if not name.startswith(f"{PREFIX}-"))),
+                sector_bytes=_sector_bytes(live, disk.key),
+                internal_snapshots=0,
+                encrypted=written[disk.key].encrypted or (top is not None and top.encrypted),
+            )
+        )
+    return found
+
+
+def _images_of_others(conn: Any, ref: str) -> dict[str, set[str]]:
+    """VM name -> images of its disks, for all VMs but one."""
+    used: dict[str, set[str]] = {}
+    for domain, xml in domains.all_vms(conn):
+        if domain.UUIDString() == ref:
+            continue
+        with suppress(libvirt.libvirtError):
+            disks = images.disk_specs(conn, domain, xml, deep=False)
+            used[domain.name()] = {path for disk in disks for path in (disk.location, *disk.backing_chain)}
+    return used
+
+
+def _sector_bytes(domain: ET.Element, key: str) -> int:
+    for node in domain.findall("devices/disk"):
+        blockio = node.find("blockio")
+        if blockio is not None and _attribute(node, "target", "dev") == key:
+            return int(blockio.get("logical_block_size", "512"))
+    return 512
+
+
+def target_facts(cloud: str, connection: Connection, volumes: LibvirtVolumes, networks: NetworkPort) -> TargetFacts:
+    """All about a host as a target. A daemon that cannot be reached gives ``reachable=False``."""
+    try:
+        able = capabilities(connection)
+        with connection.using("gathering facts of the host") as conn:
+            caps = host.domain_capabilities(conn)
+            archs, machines = host.read_machines(conn.getCapabilities())
+            free, total = host.memory(conn)
+            vms = list(domains.all_vms(conn))
+            return TargetFacts(
+                cloud=cloud,
+                vm_names={domain.name(): domain.UUIDString() for domain, _ in vms},
+                macs={nic.mac: domain.name() for domain, xml in vms for nic in domain_xml.nics(xml)},
+                pools=tuple(volumes.pools()),
+                networks=tuple(networks.networks()),
+                vcpus_max=caps.vcpus_max,
+                memory_free_bytes=free,
+                memory_total_bytes=total,
+                archs=archs,
+                machines=machines,
+                firmwares=caps.firmwares,
+                cpu_models=caps.cpu_models,
+                disk_buses=caps.disk_buses,
+                hypervisor_version=able.version,
+                clock=datetime.now(UTC) if conn.getURI().startswith("qemu:///") else None,
+                capabilities=able,
+                leftovers=tuple(_leftovers(conn, vms)),
+                can_create=not connection.read_only,
+            )
+    except Unavailable as error:
+        return TargetFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
+
+
+def _leftovers(conn: Any, vms: Sequence[tuple[Any, ET.Element]]) -> list[str]:
+    """VMs that bear our mark, mover sessions, and scratch files in pools."""
+    found = []
+    for domain, xml in vms:
+        owner = tag.migration_of(xml, "vm")
+        if owner is not None:
+            found.append(f"VM {domain.name()} (migration {owner})")
+    for domain in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        with suppress(libvirt.libvirtError):
+            mark = tag.find(domain_xml.parse(domain.XMLDesc()))
+            if mark is not None and mark.get("role") == "session":
+                found.append(f"mover session {domain.name()} (migration {mark.get('migration')})")
+    for pool, volume in all_volumes(conn):
+        if volume.name().startswith(f"{PREFIX}-") and volume.name().endswith(".scratch"):
+            found.append(f"scratch file {pool}/{volume.name()}")
+    return sorted(found)

@@ -1,0 +1,100 @@
+"""QMP through libvirt: works wherever the connection works, without access to the host.
+
+Commands: https://www.qemu.org/docs/master/interop/qemu-qmp-ref.html. libvirt marks a domain that it was used on as
+tainted ("custom-monitor"), which is a note in its log.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt_qemu
+
+from whimbrel.errors import WhimbrelError
+
+
+class QmpError(WhimbrelError):
+    """QEMU refused a command; only for use inside the driver, which turns it into what it means there."""
+
+    category = "qmp"
+
+
+@dataclass(frozen=True, slots=True)
+class Bitmap:
+    """A dirty bitmap on an image, as QEMU sees it."""
+
+    name: str
+    recording: bool
+    persistent: bool
+    inconsistent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """The top image of one disk in a running QEMU process."""
+
+    name: str
+    alias: str
+    size_bytes: int
+    format: str
+    compat: str | None
+    filename: str
+    bitmaps: tuple[Bitmap, ...]
+
+    def bitmap(self, name: str) -> Bitmap | None:
+        """The bitmap of this name."""
+        return next((bitmap for bitmap in self.bitmaps if bitmap.name == name), None)
+
+
+def execute(domain: Any, command: str, **arguments: Any) -> Any:
+    """The ``return`` of a QMP command; names take underscores for dashes. Raises QmpError, libvirtError."""
+    message: dict[str, Any] = {"execute": command}
+    if arguments:
+        message["arguments"] = {name.replace("_", "-"): value for name, value in arguments.items()}
+    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(message), 0))
+    if "error" in answer:
+        raise QmpError(f"QEMU refused {command}: {answer['error'].get('desc', '')}", command=command)
+    return answer["return"]
+
+
+def disk_nodes(domain: Any) -> dict[str, Node]:
+    """Top images by the alias of the disk that they back (``virtio-disk0``, ``ua-vda``)."""
+    nodes: dict[str, Node] = {}
+    for device in execute(domain, "query-block"):
+        inserted = device.get("inserted")
+        alias = _alias(device.get("qdev", ""))
+        if inserted is None or not alias:
+            continue
+        image = inserted.get("image", {})
+        specific = image.get("format-specific", {})
+        nodes[alias] = Node(
+            name=inserted["node-name"],
+            alias=alias,
+            size_bytes=int(image.get("virtual-size", 0)),
+            format=str(image.get("format", "raw")),
+            compat=specific.get("data", {}).get("compat") if specific.get("type") == "qcow2" else None,
+            filename=str(image.get("filename", "")),
+            bitmaps=tuple(_bitmaps(inserted)),
+        )
+    return nodes
+
+
+def _alias(qdev: str) -> str:
+    """``/machine/peripheral/virtio-disk0/virtio-backend`` and plain ids both name the device."""
+    parts = qdev.strip("/").split("/")
+    return parts[2] if len(parts) > 2 and parts[:2] == ["machine", "peripheral"] else parts[-1]
+
+
+def _bitmaps(inserted: dict[str, Any]) -> list[Bitmap]:
+    return [
+        Bitmap(
+            name=bitmap["name"],
+            recording=bool(bitmap.get("recording")),
+            persistent=bool(bitmap.get("persistent")),
+            inconsistent=bool(bitmap.get("inconsistent", False)),
+        )
+        for bitmap in inserted.get("dirty-bitmaps", [])
+        if bitmap.get("name")
+    ]

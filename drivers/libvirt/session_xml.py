@@ -1,0 +1,91 @@
+"""The domain that holds disks open for the mover: a paused, empty machine that never runs an instruction."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+from xml.etree import ElementTree as ET
+
+from drivers.libvirt import tag
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+ET.register_namespace("qemu", QEMU_NAMESPACE)
+MEMORY_MIB = 16
+Cache = Literal["none", "writeback"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionDisk:
+    """One image to be held open; ``format`` in QEMU's terms."""
+
+    key: str
+    location: str
+    format: str
+
+
+def alias(index: int) -> str:
+    """User alias of the session's n-th disk; by it the image is found again in QMP."""
+    return f"ua-whimbrel-{index}"
+
+
+def session_xml(
+    name: str, disks: Sequence[SessionDisk], *, migration: str, writable: bool, port: int, cache: Cache, note: str
+) -> str:
+    """Domain XML of a session. Our mark carries what a later attempt needs to adopt it: port, mode,
+    disk keys, what it is for (``note``) and since when.
+
+    Writable sessions share their disks with the NBD export (``share-rw``), which is the only one that writes: the
+    machine's CPUs are never started. libvirt's own ``<shareable/>`` would say the same but is refused for qcow2.
+    """
+    domain = ET.Element("domain", {"type": "qemu"})
+    ET.SubElement(domain, "name").text = name
+    mode = "write" if writable else "read"
+    keys = " ".join(disk.key for disk in disks)
+    opened = datetime.now(UTC).isoformat(timespec="seconds")
+    mark = tag.element(migration, "session", mode=mode, disks=keys, port=str(port), note=note, opened=opened)
+    tag.put(domain, mark)
+    ET.SubElement(domain, "memory", {"unit": "MiB"}).text = str(MEMORY_MIB)
+    ET.SubElement(domain, "vcpu").text = "1"
+    ET.SubElement(ET.SubElement(domain, "os"), "type").text = "hvm"
+    for event in ("on_poweroff", "on_reboot", "on_crash"):
+        ET.SubElement(domain, event).text = "destroy"
+    devices = ET.SubElement(domain, "devices")
+    for index, disk in enumerate(disks):
+        devices.append(_disk(index, disk, writable=writable, cache=cache))
+    ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
+    ET.SubElement(devices, "memballoon", {"model": "none"})
+    if writable:
+        line = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
+        for argument in ("-global", "virtio-blk-device.share-rw=on"):
+            ET.SubElement(line, f"{{{QEMU_NAMESPACE}}}arg", {"value": argument})
+    return ET.tostring(domain, encoding="unicode")
+
+
+def _disk(index: int, disk: SessionDisk, *, writable: bool, cache: Cache) -> ET.Element:
+    block = disk.location.startswith("/dev/")
+    node = ET.Element("disk", {"type": "block" if block else "file", "device": "disk"})
+    ET.SubElement(
+        node,
+        "driver",
+        # Zeroes arrive as NBD write-zeroes requests and become holes by discard='unmap'; looking for zeroes in
+        # written data (detect_zeroes) would only cost the host's CPU.
+        {"name": "qemu", "type": disk.format, "cache": cache, "discard": "unmap", "detect_zeroes": "off"},
+    )
+    ET.SubElement(node, "source", {"dev" if block else "file": disk.location})
+    ET.SubElement(node, "target", {"dev": f"vd{_letters(index)}", "bus": "virtio"})
+    if not writable:
+        ET.SubElement(node, "readonly")
+    ET.SubElement(node, "alias", {"name": alias(index)})
+    return node
+
+
+def _letters(index: int) -> str:
+    """0 -> a, 25 -> z, 26 -> aa: the suffixes of disk names."""
+    name = ""
+    index += 1
+    while index:
+        index, rest = divmod(index - 1, 26)
+        name = chr(ord("a") + rest) + name
+    return name
