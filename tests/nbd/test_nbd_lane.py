@@ -15,7 +15,6 @@ from tests.nbd.scripted_server import (
     FLUSH,
     HAS_FLAGS,
     READ,
-    SEND_FLUSH,
     SEND_ZEROES,
     SIZE,
     WRITE,
