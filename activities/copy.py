@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -27,6 +28,8 @@ from whimbrel.dataplane import (
     Governor,
     Manifest,
     Priority,
+    ScanProgress,
+    ScanStopped,
     changed_by_hash,
     compare,
     copy,
@@ -46,6 +49,22 @@ _PRIORITY: dict[CopyKind, Priority] = {
     "final": Priority.FINAL_DELTA,
     "reverse": Priority.FINAL_DELTA,
 }
+
+
+def _seed(text: str) -> int:
+    """The same sample for every attempt of a job, another one for the next round."""
+    return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=8).digest())
+
+
+def _units_bytes(extents: list[Extent], device: BlockDevice) -> int:
+    return total_bytes(align(extents, UNIT_BYTES, device.size_bytes))
+
+
+def _scanned(watch: BulkWatch) -> Callable[[ScanProgress], None]:
+    def on_progress(progress: ScanProgress) -> None:
+        watch.moved(done=progress.position_bytes, total=progress.total_bytes)
+
+    return on_progress
 
 
 class CopyActivities:
@@ -78,7 +97,7 @@ class CopyActivities:
             manifest = stack.enter_context(Manifest.open(path, source.size_bytes))
             try:
                 return self._copy(job, source, target, manifest, watch)
-            except CopyStopped:
+            except (CopyStopped, ScanStopped):
                 watch.raise_stopped()
                 raise
 
@@ -112,7 +131,7 @@ class CopyActivities:
         )
         if job.kind != "baseline":
             watch.stage("checking")
-            verify_round(target, manifest)
+            verify_round(target, manifest, lanes=job.lanes, governor=self._governor, should_stop=watch.should_stop)
         return CopyDiskResult(
             disk=job.source.key,
             changed_bytes=changed_bytes if changed_bytes is not None else result.sent_bytes + result.zeroed_bytes,
@@ -129,24 +148,45 @@ class CopyActivities:
         self, job: CopyDiskInput, source: BlockDevice, manifest: Manifest, watch: BulkWatch
     ) -> tuple[Iterable[Extent], int | None, int]:
         """The extents, their bytes where known beforehand, and how many blocks tracking was caught lying about."""
-        if job.kind == "baseline":
+        if job.kind == "baseline" and not job.by_hash:
             return source.extents(), None, 0
         watch.stage("scanning")
         if job.by_hash or not job.source.tracked:
-            return self._by_hash(source, manifest, watch), None, 0
+            return *self._by_hash(job, source, manifest, watch), 0
         changed = list(source.changed())
         lies: list[int] = []
         if job.unchanged_sample > 0:
-            lies = sample_unchanged(source, manifest, changed, fraction=job.unchanged_sample, seed=job.epoch)
+            lies = sample_unchanged(
+                source,
+                manifest,
+                changed,
+                fraction=job.unchanged_sample,
+                seed=_seed(job.epoch),
+                governor=self._governor,
+                should_stop=watch.should_stop,
+            )
         if lies:
             structlog.get_logger("whimbrel.copy").warning(
                 "tracking.lied", disk=job.source.key, blocks=len(lies), first_offset=lies[0]
             )
-            return self._by_hash(source, manifest, watch), None, len(lies)
-        return changed, total_bytes(align(changed, UNIT_BYTES, source.size_bytes)), 0
+            return *self._by_hash(job, source, manifest, watch), len(lies)
+        return changed, _units_bytes(changed, source), 0
 
-    def _by_hash(self, source: BlockDevice, manifest: Manifest, watch: BulkWatch) -> Iterable[Extent]:
-        return changed_by_hash(source, manifest, should_stop=watch.should_stop, governor=self._governor)
+    def _by_hash(
+        self, job: CopyDiskInput, source: BlockDevice, manifest: Manifest, watch: BulkWatch
+    ) -> tuple[list[Extent], int]:
+        """What differs from the manifest, found completely before the copy changes the manifest."""
+        found = changed_by_hash(
+            source,
+            manifest,
+            lanes=job.lanes,
+            governor=self._governor,
+            priority=_PRIORITY[job.kind],
+            on_progress=_scanned(watch),
+            should_stop=watch.should_stop,
+        )
+        extents = list(found)
+        return extents, _units_bytes(extents, source)
 
     @activity.defn(name="compare.disk", no_thread_cancel_exception=True)
     def compare_disk(self, job: CompareDiskInput) -> CompareDiskResult:
@@ -164,13 +204,13 @@ class CopyActivities:
                     target,
                     mode=job.mode,
                     sample_fraction=job.sample_fraction,
-                    seed=job.migration,
-                    on_progress=lambda done: watch.moved(done=done, total=source.size_bytes),
+                    seed=_seed(job.migration),
+                    on_progress=_scanned(watch),
                     should_stop=watch.should_stop,
                     governor=self._governor,
                     lanes=job.lanes,
                 )
-            except CopyStopped:
+            except (CopyStopped, ScanStopped):
                 watch.raise_stopped()
                 raise
         return CompareDiskResult(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from temporalio import activity
 
 from whimbrel.contracts.activity_io import ClosePointInput, Done, ForgetPointsInput, OpenPointInput, PointResult
+from whimbrel.errors import NotFound
 from whimbrel.ports.cloud import CloudRegistry
 
 
@@ -35,6 +36,13 @@ class PointActivities:
 
     @activity.defn(name="point.forget")
     def forget(self, wanted: ForgetPointsInput) -> Done:
-        """Remove this migration's tokens but those to keep."""
-        self._clouds.get(wanted.cloud).points.forget(wanted.ref, migration=wanted.migration, keep=wanted.keep)
+        """Remove this migration's tokens but those to keep; with none to keep, points still open are closed first."""
+        points = self._clouds.get(wanted.cloud).points
+        try:
+            if not wanted.keep:
+                for key in points.owned(wanted.ref, wanted.migration):
+                    points.close(wanted.ref, key, migration=wanted.migration)
+            points.forget(wanted.ref, migration=wanted.migration, keep=wanted.keep)
+        except NotFound:
+            return Done(note="the VM is not there")
         return Done()

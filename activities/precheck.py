@@ -13,7 +13,7 @@ from whimbrel.errors import Conflict, NotFound
 from whimbrel.model.facts import PathFacts, SourceFacts, TargetFacts
 from whimbrel.model.finding import PrecheckFacts, PrecheckResult
 from whimbrel.ports.cloud import CloudRegistry
-from whimbrel.precheck import run_rules
+from whimbrel.precheck.registry import run_rules
 
 
 class PrecheckActivities:

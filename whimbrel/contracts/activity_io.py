@@ -81,14 +81,6 @@ class RestoreSourceInput(Frozen):
     migration: str
 
 
-class VolumesInput(Frozen):
-    """Volumes to be made for a VM's disks, by disk key."""
-
-    cloud: str
-    migration: str
-    volumes: dict[str, VolumeSpec]
-
-
 class VolumesResult(Frozen):
     """The volumes, joined to the disks they stand for."""
 

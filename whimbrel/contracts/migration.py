@@ -11,7 +11,7 @@ from whimbrel.model.forecast import Forecast, RoundRecord
 from whimbrel.model.ledger import Ledger
 from whimbrel.model.plan import Mode, VmPlan
 from whimbrel.model.point import WriterSession
-from whimbrel.model.progress import DiskProgress, Outage, Phase, StepRecord, Trouble, VerifyRecord
+from whimbrel.model.progress import DiskProgress, Phase, StepRecord, Trouble
 from whimbrel.model.vm import TargetDisk, VmSpec
 
 UndoKind = Literal[
@@ -41,9 +41,7 @@ class MigrationState(Frozen):
     disks: tuple[TargetDisk, ...] = ()
     writer: WriterSession | None = None
     base_token: str | None = None
-    base_key: str | None = None
     base_taken_at: datetime | None = None
-    tracked: bool = False
     point_serial: int = 0
     rounds: tuple[RoundRecord, ...] = ()
     rounds_done: int = 0
@@ -54,16 +52,15 @@ class MigrationState(Frozen):
     ledger: Ledger = Ledger()
     forecasts: tuple[Forecast, ...] = ()
     findings: tuple[str, ...] = ()
-    verify: tuple[VerifyRecord, ...] = ()
     progress: tuple[DiskProgress, ...] = ()
-    outage: Outage | None = None
     trouble: Trouble | None = None
     paused: bool = False
     cutover_asked: bool = False
     bandwidth_bytes_per_s: float | None = None
     dirty_hint: float | None = None
     link_hint: float | None = None
-    stop_s: float | None = None
+    retreated: bool = False
+    """A cutover was taken back: the next one waits for the operator."""
 
 
 class MigrationInput(Frozen):

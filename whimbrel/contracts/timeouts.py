@@ -28,10 +28,14 @@ CLOUD_WRITE = Timing(_seconds(120), RetryPolicy(initial_interval=_seconds(2), ma
 GATHER = Timing(_seconds(180), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(30)))
 BULK = Timing(
     timedelta(hours=24),
-    RetryPolicy(initial_interval=_seconds(1), maximum_interval=timedelta(minutes=5)),
-    heartbeat=_seconds(30),
+    RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(60), maximum_attempts=8),
+    heartbeat=_seconds(20),
 )
-"""Start-to-close is only a backstop: lack of progress fails the attempt long before."""
+"""Start-to-close is only a backstop: lack of progress fails the attempt long before.
+
+Attempts end after about two minutes because what they read may be gone for good (a hypervisor that died takes the
+point in time with it): the workflow then opens both ends again and goes on, as long as it takes.
+"""
 CUTOVER = Timing(
     _seconds(120),
     RetryPolicy(initial_interval=_seconds(0.5), maximum_interval=_seconds(10)),

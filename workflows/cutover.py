@@ -1,0 +1,249 @@
+"""The cutover: source stopped for certain, last delta, target rebuilt and running.
+
+Everything here is quick or gives up: when the target cannot be brought up, the source is started again
+and the copied data is kept (``retreat``).
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
+
+from activities.compute import ComputeActivities
+from activities.point import PointActivities
+from activities.precheck import PrecheckActivities
+from activities.volume import VolumeActivities
+from whimbrel.contracts import failure
+from whimbrel.contracts.activity_io import (
+    AutostartInput,
+    CloseWriterInput,
+    CopyKind,
+    EnsureVmInput,
+    OpenPointInput,
+    PrecheckRequest,
+    StartInput,
+    VmInput,
+)
+from whimbrel.contracts.migration import UndoStep
+from whimbrel.contracts.timeouts import CUTOVER
+from whimbrel.errors import PreconditionFailed
+from whimbrel.model.ledger import Fate
+from whimbrel.model.naming import point_key, writer_key
+from whimbrel.model.progress import Outage, Phase
+from whimbrel.model.vm import Power, TargetVm
+from workflows.calls import call
+from workflows.copying import run_round
+from workflows.course import Course
+from workflows.opening import line, mapped_nics
+from workflows.undo import unwind
+from workflows.verifying import compare_all
+
+
+class Retreated(Exception):
+    """The cutover was taken back: the source runs again, copied data is kept."""
+
+    def __init__(self, found: failure.Failure) -> None:
+        super().__init__(found.message)
+        self.found = found
+
+
+async def cutover(course: Course) -> None:
+    """Stop, copy the last delta, rebuild, start. Raises Retreated when the source had to be started again."""
+    journal = course.journal
+    mark = len(journal.undo)
+    journal.trouble = None
+    journal.enter(Phase.CUTOVER)
+    try:
+        await course.step("last precheck", lambda: _last_precheck(course), hold=False)
+        await course.step("stop the source", lambda: _stop(course), hold=False)
+        await course.step("final delta", lambda: _final_delta(course), hold=False)
+        if course.plan.verify.when == "before_boot":
+            await course.step("verify", lambda: _verify_before_boot(course), hold=False)
+        journal.enter(Phase.REBUILD)
+        await course.step("rebuild the VM", lambda: _rebuild(course), hold=False)
+        await course.step("start the target", lambda: _start(course), hold=False)
+    except FailureError as error:
+        if failure.is_cancel(error) or journal.target_ran:
+            raise
+        found = failure.read(error)
+        await retreat(course, mark, found)
+        raise Retreated(found) from error
+
+
+async def retreat(course: Course, mark: int, found: failure.Failure) -> None:
+    """Undo the cutover only: the target VM goes, the source runs again, volumes and tokens stay."""
+    journal = course.journal
+    workflow.logger.warning("cutover.retreat", extra={"code": found.code})
+    await unwind(course, down_to=mark)
+    journal.source_stopped = False
+    journal.source_point = journal.target_point = None
+    journal.target_ref = journal.target_token = None
+    journal.outage = None
+    journal.retreated = True
+    course.wishes.cutover = False
+
+
+async def _last_precheck(course: Course) -> None:
+    request = PrecheckRequest(plan=course.plan, stage="cutover", probe=False, migration=course.journal.migration)
+    answer = await call(
+        PrecheckActivities.run, request, summary="check again before the stop", queue=course.data_queue, timing=CUTOVER
+    )
+    blocking = answer.result.blocking()
+    if blocking:
+        raise ApplicationError(
+            "; ".join(line(finding) for finding in blocking),
+            {"action": blocking[0].action},
+            type=PreconditionFailed.__name__,
+            non_retryable=True,
+        )
+
+
+async def _stop(course: Course) -> None:
+    """Ask the guest, then do as the plan says; the state is read back, never assumed."""
+    journal, plan = course.journal, course.plan
+    vm = VmInput(cloud=plan.source, ref=journal.vm.ref, migration=journal.migration)
+    journal.push(UndoStep(kind="restore-source"))
+    journal.source_stopped = True
+    journal.outage = Outage(stop_requested_at=workflow.now())
+    if journal.vm.autostart:
+        await call(
+            ComputeActivities.set_autostart,
+            AutostartInput(cloud=plan.source, ref=journal.vm.ref, enabled=False),
+            summary="fence the source: no start with its host",
+        )
+    power = (await call(ComputeActivities.power, vm, summary="read the power state", timing=CUTOVER)).power
+    if power not in {Power.OFF, Power.CRASHED}:
+        stopped = False
+        if plan.stop.graceful_timeout_s > 0 and power is Power.RUNNING:
+            await call(ComputeActivities.request_stop, vm, summary="ask the guest to shut down")
+            stopped = await _off_within(course, vm, plan.stop.graceful_timeout_s)
+        if not stopped:
+            if plan.stop.then == "hold" and power is Power.RUNNING:
+                raise ApplicationError(
+                    f"the guest did not shut down within {plan.stop.graceful_timeout_s:.0f} s",
+                    {"action": "shut it down from inside, or set stop.then: force in the plan; then cutover again"},
+                    type=PreconditionFailed.__name__,
+                    non_retryable=True,
+                )
+            await call(ComputeActivities.force_off, vm, summary="take the power away")
+            await call(
+                ComputeActivities.wait_off, vm, summary="confirm that it is off", schedule_to_close=timedelta(minutes=2)
+            )
+    assert journal.outage is not None
+    journal.outage = journal.outage.model_copy(update={"stopped_at": workflow.now()})
+
+
+async def _off_within(course: Course, vm: VmInput, timeout_s: float) -> bool:
+    try:
+        await call(
+            ComputeActivities.wait_off,
+            vm,
+            summary="wait until the guest is off",
+            schedule_to_close=timedelta(seconds=timeout_s),
+        )
+    except ActivityError as error:
+        if failure.is_cancel(error):
+            raise
+        return False
+    return True
+
+
+async def _final_delta(course: Course) -> None:
+    """Copy what changed since the last round; the point stays open: it is the proof, and it fences the source."""
+    journal = course.journal
+    kind: CopyKind = "final"
+    by_hash = False
+    if journal.rounds_done == 0:
+        kind = "baseline"
+    elif journal.base_token is None:
+        by_hash = True
+    # A long copy while the guest is down is still better than none: only quick failures retreat.
+    record, point = await run_round(
+        course, kind=kind, since=journal.base_token, by_hash=by_hash, keep_open=True, timing=CUTOVER
+    )
+    journal.add_round(record)
+    journal.source_point = point
+    assert journal.outage is not None
+    journal.outage = journal.outage.model_copy(update={"final_delta_done_at": workflow.now()})
+
+
+async def _verify_before_boot(course: Course) -> None:
+    journal = course.journal
+    assert journal.source_point is not None
+    assert journal.writer is not None
+    await compare_all(course, journal.source_point.disks, journal.writer.disks)
+
+
+async def _rebuild(course: Course) -> None:
+    """Release the volumes and define the VM on them."""
+    journal, plan = course.journal, course.plan
+    key = writer_key(journal.migration)
+    await call(
+        VolumeActivities.close_writer, CloseWriterInput(cloud=plan.target, key=key), summary="close target volumes",
+        timing=CUTOVER,
+    )  # fmt: skip
+    journal.writer = None
+    journal.note(plan.target, "writer", key, Fate.GONE)
+    name = plan.target_name or journal.vm.name
+    journal.push(UndoStep(kind="remove-target-vm", detail=name))
+    journal.note(plan.target, "vm", name, Fate.INTENDED)
+    target = TargetVm(
+        migration=journal.migration, name=name, source=journal.vm, disks=journal.disks, nics=mapped_nics(course)
+    )
+    made = await call(
+        ComputeActivities.ensure_vm, EnsureVmInput(cloud=plan.target, vm=target), summary=f"define {name}"
+    )
+    journal.note(plan.target, "vm", name, Fate.CREATED)
+    journal.target_ref = made.vm.ref
+    journal.capabilities = made.capabilities
+    journal.console_mark = made.console_mark
+
+
+async def _start(course: Course) -> None:
+    """Start the target; where it can start paused, a point in time is taken before its first write.
+
+    That point serves the comparison while the guest runs already, and its token is where a rollback with
+    ``keep_writes`` begins.
+    """
+    journal, plan = course.journal, course.plan
+    assert journal.target_ref is not None
+    assert journal.capabilities is not None
+    vm = VmInput(cloud=plan.target, ref=journal.target_ref, migration=journal.migration)
+    if journal.capabilities.start_paused:
+        await call(
+            ComputeActivities.start,
+            StartInput(cloud=plan.target, ref=journal.target_ref, paused=True),
+            summary="start the target, paused",
+        )
+        if plan.verify.when == "after_boot" or plan.keep_writes:
+            await _freeze_first_state(course)
+        journal.target_ran = True
+        await call(ComputeActivities.resume, vm, summary="let the target run")
+    else:
+        journal.target_ran = True
+        await call(
+            ComputeActivities.start,
+            StartInput(cloud=plan.target, ref=journal.target_ref),
+            summary="start the target",
+        )
+    assert journal.outage is not None
+    journal.outage = journal.outage.model_copy(update={"started_at": workflow.now()})
+
+
+async def _freeze_first_state(course: Course) -> None:
+    journal, plan = course.journal, course.plan
+    assert journal.target_ref is not None
+    key = point_key(journal.migration, journal.next_serial())
+    journal.note(plan.target, "point", key, Fate.INTENDED, owner=plan.target_name or journal.vm.name)
+    wanted = OpenPointInput(
+        cloud=plan.target,
+        ref=journal.target_ref,
+        disks=tuple(disk.spec.key for disk in journal.disks),
+        key=key,
+        migration=journal.migration,
+    )
+    opened = await call(PointActivities.open, wanted, summary="freeze the target's first state", timing=CUTOVER)
+    journal.note(plan.target, "point", key, Fate.CREATED, owner=plan.target_name or journal.vm.name)
+    journal.target_point, journal.target_token = opened.point, opened.point.token

@@ -1,0 +1,273 @@
+"""What the workflows of all modes share: the operator's verbs, the status, and how a migration ends.
+
+A mode's workflow inherits this, and its ``steps`` read as the mode's description.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from temporalio import workflow
+from temporalio.exceptions import FailureError
+
+from whimbrel.contracts import failure, verbs
+from whimbrel.contracts.heartbeat import COPY_MARK_SIGNAL, CopyMark
+from whimbrel.contracts.migration import MigrationInput
+from whimbrel.contracts.names import FINDINGS_QUERY, LEDGER_QUERY, STATUS_QUERY
+from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
+from whimbrel.model.ledger import Ledger
+from whimbrel.model.naming import migration_id
+from whimbrel.model.progress import DiskProgress, MigrationReport, MigrationStatus, Phase
+from workflows import attributes, telling
+from workflows.closing import read_back
+from workflows.course import Course
+from workflows.journal import Journal
+from workflows.keeping_writes import bring_back_writes
+from workflows.operator import Wishes, refusal
+from workflows.undo import unwind
+
+Ending = Literal["completed", "rollback", "refused", "continue"]
+
+
+class Migration(ABC):
+    """Base of every mode; not a workflow by itself."""
+
+    @workflow.init
+    def __init__(self, start: MigrationInput) -> None:
+        state = start.state
+        if state is None:
+            info = workflow.info()
+            journal = Journal(
+                migration=migration_id(info.workflow_id, info.first_execution_run_id), started_at=workflow.now()
+            )
+            wishes = Wishes(bandwidth_bytes_per_s=start.plan.bandwidth_bytes_per_s)
+        else:
+            journal = Journal.thaw(state)
+            wishes = Wishes(
+                paused=state.paused,
+                cutover=state.cutover_asked,
+                bandwidth_bytes_per_s=state.bandwidth_bytes_per_s,
+            )
+        self.course = Course(plan=start.plan, journal=journal, wishes=wishes, show=self._show)
+        self._reason = ""
+
+    @abstractmethod
+    async def steps(self) -> Ending:
+        """The mode's steps, in order; what they raise leads to a rollback."""
+
+    # -- the run ------------------------------------------------------------------------------------------------
+
+    async def carry_out(self) -> MigrationReport:
+        """Run the steps, roll back if anyone wants it, and report."""
+        course = self.course
+        attributes.publish(telling.first_attributes(course))
+        work = asyncio.create_task(self.steps())
+        ending: Ending
+        try:
+            await workflow.wait_condition(lambda: work.done() or course.wishes.rollback is not None)
+            if not work.done():
+                work.cancel()
+            ending = await work
+        except asyncio.CancelledError:
+            if course.wishes.rollback is None:
+                course.wishes.rollback = "cancelled in Temporal"
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)
+            ending = "rollback"
+        except FailureError as error:
+            if course.wishes.rollback is None:
+                course.wishes.rollback = failure.read(error).message
+            ending = "rollback"
+        if ending == "continue":
+            await workflow.wait_condition(workflow.all_handlers_finished)
+            wishes = course.wishes
+            state = course.journal.freeze(
+                paused=wishes.paused, cutover=wishes.cutover, bandwidth=wishes.bandwidth_bytes_per_s
+            )
+            workflow.continue_as_new(MigrationInput(plan=course.plan, state=state))
+        if ending == "rollback":
+            await self._roll_back()
+        return await self._end(ending)
+
+    async def _roll_back(self) -> None:
+        course, journal = self.course, self.course.journal
+        self._reason = course.wishes.rollback or "the plan asks for it"
+        journal.trouble = None
+        journal.enter(Phase.ROLLING_BACK)
+        if journal.target_ran and course.plan.keep_writes:
+            await course.step("bring the target's writes back", lambda: bring_back_writes(course))
+        await unwind(course)
+
+    async def _end(self, ending: Ending) -> MigrationReport:
+        course, journal = self.course, self.course.journal
+        leftovers = await course.step("look for leftovers", lambda: read_back(course))
+        ends: dict[Ending, tuple[Phase, Literal["completed", "rolled_back", "refused"]]] = {
+            "completed": (Phase.COMPLETED, "completed"),
+            "rollback": (Phase.ROLLED_BACK, "rolled_back"),
+            "refused": (Phase.REFUSED, "refused"),
+        }
+        phase, outcome = ends[ending]
+        journal.trouble = None
+        journal.enter(phase)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        self._show()
+        return telling.report(course, outcome=outcome, reason=self._reason, leftovers=leftovers)
+
+    # -- queries and signals ------------------------------------------------------------
+
+    @workflow.query(name=STATUS_QUERY)
+    def status(self) -> MigrationStatus:
+        """Everything an operator wants to see."""
+        return telling.status(self.course)
+
+    @workflow.query(name=LEDGER_QUERY)
+    def ledger(self) -> Ledger:
+        """Every object made so far, and what became of it."""
+        return self.course.journal.ledger
+
+    @workflow.query(name=FINDINGS_QUERY)
+    def findings(self) -> tuple[str, ...]:
+        """Precheck findings that were not ``ok``."""
+        return self.course.journal.findings
+
+    @workflow.signal(name=COPY_MARK_SIGNAL)
+    def copy_marked(self, mark: CopyMark) -> None:
+        """A long copy got another tenth further."""
+        vm = self.course.journal.spec
+        if vm is None:
+            return
+        size = next((disk.size_bytes for disk in vm.disks if disk.key == mark.disk), 0)
+        self.course.journal.set_progress(
+            DiskProgress(
+                disk=mark.disk,
+                percent=float(mark.percent),
+                done_bytes=size * mark.percent // 100,
+                total_bytes=size,
+                rate_bytes_per_s=mark.rate_bytes_per_s,
+                eta_s=mark.eta_s,
+            )
+        )
+
+    # -- the operator's verbs ------------------------------------------------------------
+
+    def _check(self, verb: str) -> None:
+        why = refusal(verb, self.course.situation())
+        if why is not None:
+            raise ValueError(f"{verb}: {why}")
+
+    def _show(self) -> None:
+        workflow.set_current_details(telling.details(self.course))
+
+    def _shown(self, message: str) -> VerbAnswer:
+        self._show()
+        return VerbAnswer(message=message)
+
+    @workflow.update(name=verbs.CUTOVER)
+    def cutover(self, ask: Verb) -> VerbAnswer:
+        """Cut over as soon as the running copy is done."""
+        del ask
+        self.course.wishes.cutover = True
+        if self.course.journal.phase is Phase.ATTENTION:
+            self.course.wishes.retry = True
+        return self._shown("the cutover begins as soon as the running copy is done")
+
+    @cutover.validator
+    def _may_cutover(self, ask: Verb) -> None:
+        del ask
+        self._check(verbs.CUTOVER)
+
+    @workflow.update(name=verbs.PAUSE)
+    def pause(self, ask: Verb) -> VerbAnswer:
+        """Stop copying; what was copied is kept."""
+        del ask
+        self.course.wishes.paused = True
+        self.course.wishes.copy_generation += 1
+        return self._shown("paused; what was copied is kept")
+
+    @pause.validator
+    def _may_pause(self, ask: Verb) -> None:
+        del ask
+        self._check(verbs.PAUSE)
+
+    @workflow.update(name=verbs.RESUME)
+    def resume(self, ask: Verb) -> VerbAnswer:
+        """Go on after a pause, or try the failed step again."""
+        del ask
+        wishes = self.course.wishes
+        held = self.course.journal.phase is Phase.ATTENTION
+        wishes.paused = False
+        wishes.retry = held
+        return self._shown("the failed step is tried again" if held else "resumed")
+
+    @resume.validator
+    def _may_resume(self, ask: Verb) -> None:
+        del ask
+        self._check(verbs.RESUME)
+
+    @workflow.update(name=verbs.SYNC_NOW)
+    def sync_now(self, ask: Verb) -> VerbAnswer:
+        """Begin the next round at once."""
+        del ask
+        self.course.wishes.sync_now = True
+        return self._shown("the next round begins now")
+
+    @sync_now.validator
+    def _may_sync_now(self, ask: Verb) -> None:
+        del ask
+        self._check(verbs.SYNC_NOW)
+
+    @workflow.update(name=verbs.SET_BANDWIDTH)
+    def set_bandwidth(self, ask: SetBandwidth) -> VerbAnswer:
+        """Limit this migration's copies, the running ones too."""
+        self.course.wishes.bandwidth_bytes_per_s = ask.bytes_per_s
+        self.course.wishes.copy_generation += 1
+        limit = f"{ask.bytes_per_s / 1e6:.1f} MB/s" if ask.bytes_per_s else "none"
+        return self._shown(f"bandwidth limit: {limit}")
+
+    @set_bandwidth.validator
+    def _may_set_bandwidth(self, ask: SetBandwidth) -> None:
+        del ask
+        self._check(verbs.SET_BANDWIDTH)
+
+    @workflow.update(name=verbs.CONFIRM)
+    def confirm(self, ask: Verb) -> VerbAnswer:
+        """Accept the target: the source stays off, and our traces are removed."""
+        del ask
+        self.course.wishes.confirm = True
+        return self._shown("confirmed")
+
+    @confirm.validator
+    def _may_confirm(self, ask: Verb) -> None:
+        del ask
+        self._check(verbs.CONFIRM)
+
+    @workflow.update(name=verbs.ROLLBACK)
+    def rollback(self, ask: Verb) -> VerbAnswer:
+        """Give the source back as it was and remove everything made at the target."""
+        self._ask_back(ask, "asked by the operator")
+        kept = " after its writes are brought back" if self.course.plan.keep_writes else ""
+        return self._shown(f"rolling back{kept if self.course.journal.target_ran else ''}")
+
+    @rollback.validator
+    def _may_rollback(self, ask: Verb) -> None:
+        del ask
+        self._check(verbs.ROLLBACK)
+
+    @workflow.update(name=verbs.ABORT)
+    def abort(self, ask: Verb) -> VerbAnswer:
+        """Give up before the cutover: the source was never touched, what was made at the target is removed."""
+        self._ask_back(ask, "aborted by the operator")
+        return self._shown("aborting; the source keeps running")
+
+    @abort.validator
+    def _may_abort(self, ask: Verb) -> None:
+        del ask
+        self._check(verbs.ABORT)
+
+    def _ask_back(self, ask: Verb, default: str) -> None:
+        wishes = self.course.wishes
+        who = f" ({ask.by})" if ask.by else ""
+        wishes.rollback = (ask.reason or default) + who
+        wishes.paused = False

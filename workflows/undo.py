@@ -1,0 +1,131 @@
+"""Undoing, newest first. Each undo is idempotent and tolerates that its step never happened."""
+
+from __future__ import annotations
+
+from temporalio import workflow
+from temporalio.exceptions import FailureError
+
+from activities.compute import ComputeActivities
+from activities.copy import CopyActivities
+from activities.point import PointActivities
+from activities.volume import VolumeActivities
+from whimbrel.contracts import failure
+from whimbrel.contracts.activity_io import (
+    CloseWriterInput,
+    ForgetPointsInput,
+    ManifestInput,
+    RemoveVolumesInput,
+    RestoreSourceInput,
+    VmInput,
+)
+from whimbrel.contracts.migration import UndoStep
+from whimbrel.contracts.timeouts import COMPENSATION
+from whimbrel.model.ledger import Fate, ObjectKind
+from whimbrel.model.naming import writer_key
+from workflows.calls import call
+from workflows.course import Course
+
+
+async def unwind(course: Course, *, down_to: int = 0) -> None:
+    """Undo all steps above ``down_to``; one that cannot be undone for a day asks the operator and is tried again."""
+    journal = course.journal
+    while len(journal.undo) > down_to:
+        step = journal.undo[-1]
+        await _until_undone(course, step)
+        journal.undo.pop()
+
+
+async def _until_undone(course: Course, step: UndoStep) -> None:
+    journal = course.journal
+    while True:
+        journal.begin_step(f"undo: {step.kind}")
+        try:
+            await _undo(course, step)
+        except FailureError as error:
+            found = failure.read(error)
+            journal.end_step("failed", f"{found.code}: {found.message}")
+            phase = journal.phase
+            await course.hold(f"undo: {step.kind}", found)
+            journal.enter(phase)
+            continue
+        journal.end_step("undone")
+        return
+
+
+async def _undo(course: Course, step: UndoStep) -> None:
+    """One undo."""
+    undoes = {
+        "discard-manifests": _discard_manifests,
+        "remove-volumes": _remove_volumes,
+        "close-writer": _close_writer,
+        "forget-points": _forget_points,
+        "restore-source": _restore_source,
+        "remove-target-vm": _remove_target_vm,
+    }
+    await undoes[step.kind](course, step)
+
+
+def _gone(course: Course, cloud: str, kind: ObjectKind) -> None:
+    journal = course.journal
+    for entry in journal.ledger.open_entries():
+        if entry.cloud == cloud and entry.kind == kind:
+            journal.note(cloud, kind, entry.name, Fate.GONE, owner=entry.owner)
+
+
+async def _discard_manifests(course: Course, step: UndoStep) -> None:
+    del step
+    wanted = ManifestInput(migration=course.journal.migration)
+    await call(
+        CopyActivities.discard, wanted, summary="discard manifests", queue=course.data_queue, timing=COMPENSATION
+    )
+
+
+async def _remove_volumes(course: Course, step: UndoStep) -> None:
+    del step
+    journal = course.journal
+    # The ledger knows what was intended, also when nobody lived to hear that it was made.
+    volumes = tuple((entry.name, entry.owner) for entry in journal.ledger.open_entries() if entry.kind == "volume")
+    wanted = RemoveVolumesInput(cloud=course.plan.target, migration=journal.migration, volumes=volumes)
+    await call(VolumeActivities.remove, wanted, summary=f"remove {len(volumes)} target volumes")
+    _gone(course, course.plan.target, "volume")
+
+
+async def _close_writer(course: Course, step: UndoStep) -> None:
+    del step
+    journal = course.journal
+    wanted = CloseWriterInput(cloud=course.plan.target, key=writer_key(journal.migration))
+    await call(VolumeActivities.close_writer, wanted, summary="close target volumes", timing=COMPENSATION)
+    journal.writer = None
+    _gone(course, course.plan.target, "writer")
+
+
+async def _forget_points(course: Course, step: UndoStep) -> None:
+    del step
+    journal = course.journal
+    wanted = ForgetPointsInput(cloud=course.plan.source, ref=journal.vm.ref, migration=journal.migration)
+    await call(PointActivities.forget, wanted, summary="forget the source's points", timing=COMPENSATION)
+    _gone(course, course.plan.source, "point")
+
+
+async def _restore_source(course: Course, step: UndoStep) -> None:
+    """First of all to the guest: it runs again before the rest is cleaned up."""
+    del step
+    journal = course.journal
+    wanted = RestoreSourceInput(cloud=course.plan.source, spec=journal.vm, migration=journal.migration)
+    result = await call(ComputeActivities.restore_source, wanted, summary="give the source back as it was")
+    journal.restored = result.same_definition
+    journal.source_stopped = False
+    workflow.logger.info("source.restored", extra={"power": result.power.value, "same": result.same_definition})
+
+
+async def _remove_target_vm(course: Course, step: UndoStep) -> None:
+    journal = course.journal
+    cloud = course.plan.target
+    if journal.target_ref is not None:
+        points = ForgetPointsInput(cloud=cloud, ref=journal.target_ref, migration=journal.migration)
+        await call(PointActivities.forget, points, summary="forget the target's points", timing=COMPENSATION)
+    vm = VmInput(cloud=cloud, ref=step.detail, migration=journal.migration)
+    await call(ComputeActivities.ensure_absent, vm, summary=f"remove {step.detail} at the target")
+    _gone(course, cloud, "vm")
+    _gone(course, cloud, "point")
+    journal.target_ran = False

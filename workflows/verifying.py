@@ -1,0 +1,55 @@
+"""Comparing source and target, byte for byte or by a stated sample."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from temporalio.exceptions import ApplicationError
+
+from activities.copy import CopyActivities
+from whimbrel.contracts.activity_io import CompareDiskInput
+from whimbrel.errors import DataMismatch
+from whimbrel.model.point import DiskPoint
+from whimbrel.model.progress import VerifyRecord
+from workflows.calls import call
+from workflows.course import Course
+
+
+async def compare_all(course: Course, source: Sequence[DiskPoint], target: Sequence[DiskPoint]) -> None:
+    """Compare all disks and keep the records. Raises ApplicationError (DataMismatch) with the first offsets."""
+    policy = course.plan.verify
+    targets = {disk.key: disk for disk in target}
+
+    async def one(disk: DiskPoint) -> VerifyRecord:
+        job = CompareDiskInput(
+            migration=course.journal.migration,
+            disk=disk.key,
+            source=disk,
+            target=targets[disk.key],
+            mode=policy.mode,
+            sample_fraction=policy.sample_fraction,
+            lanes=course.plan.lanes,
+        )
+        result = await call(
+            CopyActivities.compare_disk, job, summary=f"compare {disk.key} ({policy.mode})", queue=course.data_queue
+        )
+        return result.record
+
+    tasks = [asyncio.create_task(one(disk)) for disk in source]
+    try:
+        records = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    course.journal.verify = tuple(records)
+    wrong = [record for record in records if record.mismatches]
+    if wrong:
+        told = "; ".join(f"{r.disk}: {r.mismatches} blocks, first at {r.first_mismatches[:4]}" for r in wrong)
+        raise ApplicationError(
+            f"source and target differ: {told}",
+            {"action": "roll back: the source is intact"},
+            type=DataMismatch.__name__,
+            non_retryable=True,
+        )
