@@ -16,12 +16,35 @@ from whimbrel.ports.volume import VolumePort
 class Cloud(Protocol):
     """One configured cloud. Objects are thread-safe and connect when first used."""
 
-    name: str
-    compute: ComputePort
-    volumes: VolumePort
-    points: PointInTimePort
-    networks: NetworkPort
-    guest: GuestPort
+    @property
+    def name(self) -> str:
+        """The name that plans use."""
+        ...
+
+    @property
+    def compute(self) -> ComputePort:
+        """Its VMs."""
+        ...
+
+    @property
+    def volumes(self) -> VolumePort:
+        """Its volumes."""
+        ...
+
+    @property
+    def points(self) -> PointInTimePort:
+        """Points in time of its VMs."""
+        ...
+
+    @property
+    def networks(self) -> NetworkPort:
+        """Its networks."""
+        ...
+
+    @property
+    def guest(self) -> GuestPort:
+        """Its running guests."""
+        ...
 
     def capabilities(self) -> Capabilities:
         """What this cloud can do. Raises Unavailable, AuthFailed."""

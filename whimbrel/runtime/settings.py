@@ -15,10 +15,10 @@ class WorkerSettings(BaseSettings):
 
     config: Path | None = None
     """Path of ``whimbrel.yaml``; None looks in the usual places."""
-    site: str = "default"
-    """Site whose data this worker moves: it serves the task queue ``data-<site>``."""
-    state_dir: Path = Path.home() / ".local" / "state" / "whimbrel"
-    """Manifests are kept here; copies resume only while it survives."""
+    site: str | None = None
+    """Site whose data this worker moves: it serves the task queue ``data-<site>``. None: ``site`` of the file."""
+    state_dir: Path | None = None
+    """Manifests are kept here; copies resume only while it survives. None: ``state_dir`` of the file."""
     queues: str = "control,data"
     """Which queues to serve: ``control``, ``data`` or both."""
     max_copies: int = Field(default=8, ge=1)
@@ -33,7 +33,7 @@ class WorkerSettings(BaseSettings):
     health_file: Path | None = None
     """Touched every few seconds while the worker is polling; for probes of supervisors."""
     host_bandwidth: float | None = None
-    """Bytes per second for all copies of this worker together."""
+    """Bytes per second for all copies of this worker together. None: ``host_bandwidth`` of the file."""
     log_format: str = "auto"
     """``json``, ``console``, or ``auto``: console on a terminal."""
     log_level: str = "info"
