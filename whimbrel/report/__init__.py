@@ -1,1 +1,1 @@
-"""To be described."""
+"""Reports of a migration: one HTML page and the terminal."""
