@@ -55,6 +55,7 @@ COMMAND = HealthPolicy(checks=(CommandCheck(argv=("check-shop", "--fast")),))
 SOURCE = (
     _found("source.found", GONE, "kvm-a has no VM shop-db"),
     _unknown("source.found", facts(source__vm=None, source__reachable=False), "does not answer"),
+    _unknown("source.found", facts(source__vm=None, source__same_name=("a", "b")), "which VM shop-db means"),
     _found("source.unique", facts(source__same_name=("0b1c", "0b1d")), "2 VMs fit shop-db", "0b1c, 0b1d", "reference"),
     _unknown("source.unique", GONE),
     _found("source.not-migrated", facts(source__vm__owner_migration="ab12cd34ef"), "ab12cd34ef"),

@@ -87,11 +87,8 @@ def test_timeline_has_a_row_for_each_step_and_the_outage(page: Page) -> None:
 
 def test_parts_of_the_outage_add_up(page: Page) -> None:
     cells = [text for name, text in page.texts if name == "td"]
-    parts = {
-        cells[index]: cells[index + 1]
-        for index, text in enumerate(cells)
-        if text in {"guest stops", "last changes are copied", "target is built and runs"}
-    }
+    names = ("guest stops", "last changes are copied", "target is built and runs")
+    parts = {cells[index]: cells[index + 1] for index, text in enumerate(cells) if text in names}
     assert parts == {"guest stops": "3.5 s", "last changes are copied": "3 s", "target is built and runs": "4 s"}
 
 

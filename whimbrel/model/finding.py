@@ -34,6 +34,12 @@ class Finding(Frozen):
         """Whether this finding forbids the migration."""
         return self.severity is Severity.BLOCK and self.outcome == "found"
 
+    @property
+    def line(self) -> str:
+        """One line for reports and logs: severity, rule, what was found, what to do."""
+        mark = self.severity.value if self.outcome == "found" else f"{self.severity.value}, {self.outcome}"
+        return f"{mark} {self.rule}: {self.found}" + (f" - {self.action}" if self.action else "")
+
 
 class PrecheckFacts(Frozen):
     """All that the rules judge."""

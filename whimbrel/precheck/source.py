@@ -16,6 +16,8 @@ def vm_found(facts: PrecheckFacts) -> Answer:
     if not facts.source.reachable:
         raise FactMissing(f"the source cloud {facts.plan.source} does not answer")
     vm = facts.source.vm
+    if vm is None and len(facts.source.same_name) > 1:
+        raise FactMissing(f"which VM {facts.plan.vm} means")
     if vm is None:
         return found(
             f"{facts.plan.source} has no VM {facts.plan.vm}", "correct the VM's name in the plan, or its source cloud"
