@@ -88,7 +88,7 @@ class Scenario:
                     ],
                     "nics": [
                         NicSpec(
-                            key="net0", mac=mac or f"52:54:00:00:{serial >> 8:02x}:{serial & 255:02x}", network=network
+                            key="net0", mac=mac or f"52:54:00:ca:{serial >> 8:02x}:{serial & 255:02x}", network=network
                         )
                     ],
                     **traits,

@@ -479,3 +479,12 @@ def test_leftovers_name_everything_until_it_is_gone(world: World) -> None:
     world.cloud.compute.release_tag(vm.ref, migration=MIGRATION)
     assert world.scenario.leftovers(MIGRATION) == []
     assert world.cloud.target_facts().leftovers == ()
+
+
+def test_the_console_shows_its_end(world: World) -> None:
+    vm = world.scenario.add_vm("web")
+    world.scenario.set_guest("web", console="booting\nlogin:")
+    assert world.cloud.guest.console_tail(vm.ref) == "booting\nlogin:"
+    assert world.cloud.guest.console_tail(vm.ref, max_bytes=6) == "login:"
+    world.scenario.set_capabilities(console=False)
+    assert world.cloud.guest.console_tail(vm.ref) is None
