@@ -11,7 +11,8 @@ from urllib.parse import urlsplit
 
 import libvirt
 
-from drivers.libvirt.errors import is_dead_connection, translate
+from drivers.libvirt.errors import is_dead_connection, kind_of, translate
+from drivers.libvirt.qmp import QmpError
 from whimbrel.errors import Unavailable
 
 KEEPALIVE_INTERVAL_S = 5
@@ -85,6 +86,8 @@ class Connection:
             if is_dead_connection(error):
                 self._drop(conn)
             raise translate(error, doing, **evidence) from error
+        except QmpError as error:
+            raise kind_of(-1, error.message)(f"{doing} failed: {error}", cause=error, **evidence) from error
 
     def close(self) -> None:
         """Give the connection up; the next use opens a new one. Never raises."""

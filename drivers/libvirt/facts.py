@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -11,6 +12,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from drivers.libvirt import checkpoints, domain_xml, domains, guest, host, images, tag, tracking
+from drivers.libvirt.backup_xml import SCRATCH_SUFFIX
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.points_live import current_job
 from drivers.libvirt.volumes import LibvirtVolumes, all_volumes
@@ -19,6 +21,9 @@ from whimbrel.model.facts import DiskFacts, SourceFacts, TargetFacts
 from whimbrel.model.naming import PREFIX
 from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.network import NetworkPort
+
+MADE_BY_US = re.compile(r"-([0-9a-f]{10})$")
+"""How ``whimbrel.model.naming.volume_name`` ends names."""
 
 
 def capabilities(connection: Connection) -> Capabilities:
@@ -238,18 +243,22 @@ def target_facts(cloud: str, connection: Connection, volumes: LibvirtVolumes, ne
 
 
 def _leftovers(conn: Any, vms: Sequence[tuple[Any, ET.Element]]) -> list[str]:
-    """VMs that bear our mark, mover sessions, and scratch files in pools."""
+    """VMs that bear our mark, mover sessions, volumes of migrations that no VM uses, and scratch files in pools."""
     found = []
     for domain, xml in vms:
         owner = tag.migration_of(xml, "vm")
         if owner is not None:
             found.append(f"VM {domain.name()} (migration {owner})")
+    used = {disk.location for _, xml in vms for disk in domain_xml.disks(xml)}
     for domain in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
         with suppress(libvirt.libvirtError):
             mark = tag.find(domain_xml.parse(domain.XMLDesc()))
             if mark is not None and mark.get("role") == "session":
                 found.append(f"mover session {domain.name()} (migration {mark.get('migration')})")
     for pool, volume in all_volumes(conn):
-        if volume.name().startswith(f"{PREFIX}-") and volume.name().endswith(".scratch"):
-            found.append(f"scratch file {pool}/{volume.name()}")
+        name = volume.name()
+        if name.startswith(f"{PREFIX}-") and name.endswith(SCRATCH_SUFFIX):
+            found.append(f"scratch file {pool}/{name}")
+        elif (made := MADE_BY_US.search(name)) is not None and volume.path() not in used:
+            found.append(f"volume {pool}/{name} (migration {made.group(1)})")
     return sorted(found)

@@ -12,13 +12,14 @@ from typing import Any
 
 import libvirt_qemu
 
-from whimbrel.errors import WhimbrelError
 
+class QmpError(Exception):
+    """QEMU refused a command. Stays inside the driver: ``Connection.using`` turns it into an error of the taxonomy."""
 
-class QmpError(WhimbrelError):
-    """QEMU refused a command; only for use inside the driver, which turns it into what it means there."""
-
-    category = "qmp"
+    def __init__(self, command: str, message: str) -> None:
+        self.command = command
+        self.message = message
+        super().__init__(f"QEMU refused {command}: {message}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,7 @@ def execute(domain: Any, command: str, **arguments: Any) -> Any:
         message["arguments"] = {name.replace("_", "-"): value for name, value in arguments.items()}
     answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(message), 0))
     if "error" in answer:
-        raise QmpError(f"QEMU refused {command}: {answer['error'].get('desc', '')}", command=command)
+        raise QmpError(command, answer["error"].get("desc", ""))
     return answer["return"]
 
 
