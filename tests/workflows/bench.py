@@ -1,0 +1,197 @@
+"""A whole orchestrator in one process for tests: Temporal dev server, both workers, two in-memory clouds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
+from temporalio.worker import Worker
+
+import worker as worker_module
+from drivers.memory import MemoryCloud, Scenario
+from whimbrel.contracts import verbs
+from whimbrel.contracts.migration import MigrationInput
+from whimbrel.contracts.names import CONTROL_QUEUE, STATUS_QUERY, WORKFLOW_OF_MODE
+from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
+from whimbrel.dataplane import Governor
+from whimbrel.model.naming import workflow_id
+from whimbrel.model.plan import VmPlan
+from whimbrel.model.progress import MigrationReport, MigrationStatus, Phase
+from whimbrel.ports.cloud import Cloud
+from whimbrel.runtime.sandbox import runner
+from whimbrel.runtime.settings import WorkerSettings
+from whimbrel.runtime.translation import ErrorTranslation
+
+MIB = 1 << 20
+T = TypeVar("T")
+SETTLE_S = 60.0
+
+
+class MemoryClouds:
+    """Registry of the in-memory clouds of one test."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def get(self, name: str) -> Cloud:
+        """The cloud, a new object for every call, as a restarted worker would make it."""
+        assert name in self._names
+        return MemoryCloud(name)
+
+    def names(self) -> list[str]:
+        """Both names."""
+        return list(self._names)
+
+
+@dataclass
+class Migrated:
+    """A running migration, with the operator's verbs."""
+
+    handle: WorkflowHandle[Any, MigrationReport]
+
+    async def report(self) -> MigrationReport:
+        """Its result."""
+        return await asyncio.wait_for(self.handle.result(), SETTLE_S)
+
+    async def status(self) -> MigrationStatus:
+        """The status query."""
+        found: MigrationStatus = await self.handle.query(STATUS_QUERY, result_type=MigrationStatus)
+        return found
+
+    async def until(self, fits: Callable[[MigrationStatus], bool], timeout_s: float = SETTLE_S) -> MigrationStatus:
+        """Wait for a status."""
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            now = await self.status()
+            if fits(now):
+                return now
+            if asyncio.get_running_loop().time() > deadline:
+                raise AssertionError(f"still {now.phase}: {now.trouble} {[s.name for s in now.steps]}")
+            await asyncio.sleep(0.1)
+
+    async def phase(self, phase: Phase) -> MigrationStatus:
+        """Wait for a phase."""
+        return await self.until(lambda now: now.phase is phase)
+
+    async def say(self, verb: str, **words: Any) -> str:
+        """Say a verb; its answer."""
+        ask = SetBandwidth(**words) if verb == verbs.SET_BANDWIDTH else Verb(**words)
+        answer: VerbAnswer = await self.handle.execute_update(verb, ask, result_type=VerbAnswer)
+        return answer.message
+
+    async def refused(self, verb: str, **words: Any) -> str:
+        """Say a verb that must be refused; the reason."""
+        with pytest.raises(WorkflowUpdateFailedError) as refusal:
+            await self.say(verb, **words)
+        cause = refusal.value.cause
+        assert isinstance(cause, ApplicationError)
+        return cause.message
+
+
+class Orchestrator:
+    """Two in-memory clouds, ``source`` and ``target``, and what moves VMs between them."""
+
+    def __init__(self, client: Client, state_dir: Path) -> None:
+        tag = uuid.uuid4().hex[:8]
+        self.client = client
+        self.state_dir = state_dir
+        self.site = f"site-{tag}"
+        self.source_name, self.target_name = f"src-{tag}", f"dst-{tag}"
+        MemoryCloud(self.source_name), MemoryCloud(self.target_name)
+        self.source, self.target = Scenario(self.source_name), Scenario(self.target_name)
+        self.clouds = MemoryClouds((self.source_name, self.target_name))
+        self.queue = f"{CONTROL_QUEUE}-{tag}"
+
+    def plan(self, vm: str, **changes: Any) -> VmPlan:
+        """A plan that is quick: short intervals, no boot to wait for."""
+        base: dict[str, Any] = {
+            "plan": f"test-{uuid.uuid4().hex[:6]}",
+            "vm": vm,
+            "source": self.source_name,
+            "target": self.target_name,
+            "site": self.site,
+            "networks": {"*": "default"},
+            "storage": {"*": "default"},
+            "rounds": {"min_interval_s": 0.2, "max_interval_s": 1.0, "outage_budget_s": 120.0},
+            "stop": {"graceful_timeout_s": 5.0},
+            "health": {"timeout_s": 10.0},
+            "confirm": {"after_s": 1.0, "then": "auto_confirm"},
+        }
+        return VmPlan.model_validate({**base, **changes})
+
+    async def start(self, plan: VmPlan) -> Migrated:
+        """Start the migration of a plan."""
+        handle = await self.client.start_workflow(
+            WORKFLOW_OF_MODE[plan.mode],
+            MigrationInput(plan=plan),
+            id=workflow_id(plan.plan, plan.vm),
+            task_queue=CONTROL_QUEUE,
+            result_type=MigrationReport,
+        )
+        return Migrated(handle)
+
+    async def migrate(self, plan: VmPlan) -> MigrationReport:
+        """Start, and wait for the end."""
+        return await (await self.start(plan)).report()
+
+    def leftovers(self, migration: str) -> list[str]:
+        """What either cloud still holds of a migration, looked up past the ports."""
+        return self.source.leftovers(migration) + self.target.leftovers(migration)
+
+    def data_worker(self) -> Worker:
+        """A mover for this test's site."""
+        activities = worker_module.data_activities(
+            self.clouds, self.state_dir, Governor(), no_progress_s=30.0, notify=None
+        )
+        return Worker(
+            self.client,
+            task_queue=f"data-{self.site}",
+            activities=activities,
+            activity_executor=ThreadPoolExecutor(8),
+            interceptors=[ErrorTranslation()],
+            max_heartbeat_throttle_interval=worker_module.HEARTBEAT_THROTTLE,
+        )
+
+
+class AnyCloud:
+    """Registry over all in-memory clouds of the process: one control worker serves every test."""
+
+    def get(self, name: str) -> Cloud:
+        """The cloud of this name."""
+        return MemoryCloud(name)
+
+    def names(self) -> list[str]:
+        """Not needed by any activity."""
+        return []
+
+
+@asynccontextmanager
+async def control_worker(client: Client) -> AsyncIterator[Worker]:
+    """Workflows and cloud calls."""
+    served = Worker(
+        client,
+        task_queue=CONTROL_QUEUE,
+        workflows=worker_module.WORKFLOWS,
+        activities=worker_module.control_activities(AnyCloud()),
+        activity_executor=ThreadPoolExecutor(16),
+        workflow_runner=runner(),
+        interceptors=[ErrorTranslation()],
+        debug_mode=os.environ.get("WHIMBREL_TEST_DEBUG") == "1",
+    )
+    async with served:
+        yield served
+
+
+def settings() -> WorkerSettings:
+    """Settings as a worker would have them."""
+    return WorkerSettings()

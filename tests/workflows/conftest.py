@@ -1,0 +1,88 @@
+"""One Temporal dev server and one control worker per session; a mover and two clouds per test."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from temporalio.client import Client
+
+from tests.workflows.bench import Orchestrator, control_worker
+from whimbrel.runtime.devserver import DevServer, free_port
+
+T = TypeVar("T")
+
+
+class Loop:
+    """An event loop in a thread of its own: fixtures and tests share the server's client and worker."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float = 110.0) -> T:
+        """Run a coroutine there and wait for its result."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout_s)
+
+    def close(self) -> None:
+        """Stop the loop."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(10)
+
+
+@pytest.fixture(scope="session")
+def loop() -> Iterator[Loop]:
+    """The session's event loop."""
+    made = Loop()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def client(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """A dev server with our workflows and cloud calls served."""
+    server = DevServer(tmp_path_factory.mktemp("temporal"), free_port(), free_port())
+    server.start()
+    try:
+        connected = loop.run(server.ready())
+        ended = loop.run(_serve(connected))
+        yield connected
+        loop.run(ended())
+    finally:
+        server.stop()
+
+
+async def _serve(client: Client) -> Callable[[], Coroutine[Any, Any, None]]:
+    context = control_worker(client)
+    await context.__aenter__()
+
+    async def end() -> None:
+        await context.__aexit__(None, None, None)
+
+    return end
+
+
+@pytest.fixture
+def run(loop: Loop) -> Callable[[Coroutine[Any, Any, T]], T]:
+    """Run a coroutine of a test."""
+    return loop.run
+
+
+@pytest.fixture
+def orchestrator(loop: Loop, client: Client, tmp_path: Path) -> Iterator[Orchestrator]:
+    """Two new clouds and a mover for them."""
+    made = Orchestrator(client, tmp_path / "state")
+
+    async def enter() -> Any:
+        mover = made.data_worker()
+        await mover.__aenter__()
+        return mover
+
+    mover = loop.run(enter())
+    yield made
+    loop.run(mover.__aexit__(None, None, None))
