@@ -68,13 +68,14 @@ def lab_guest(kvm_lab: KvmLab, request: pytest.FixtureRequest) -> Iterator[Calla
     started again if the test left one down.
     """
     from labs.kvm import GuestSpec
+    from labs.kvm.accel import virt_type
 
     made: list[LabGuest] = []
     stem = re.sub(r"[^A-Za-z0-9]+", "-", request.node.name).strip("-")[:30]
 
     def make(cloud: str = "a", spec: GuestSpec | None = None, **changes: object) -> LabGuest:
         name = f"{stem}-{secrets.token_hex(3)}"
-        guest_spec = replace(spec or GuestSpec(name), name=name, **changes)  # type: ignore[arg-type]
+        guest_spec = replace(spec or GuestSpec(name, virt_type=virt_type()), name=name, **changes)  # type: ignore[arg-type]
         guest = kvm_lab.guest(name)
         made.append(guest)
         guest.create(guest_spec, cloud)

@@ -12,7 +12,7 @@ import libvirt
 from labs.kvm.accel import virt_type
 from labs.kvm.domain import DiskSpec, GuestSpec
 from labs.kvm.errors import LabError
-from labs.kvm.lab import DEFAULT_CLOUDS, KvmLab
+from labs.kvm.lab import DEFAULT_CLOUDS, KvmLab, labs_on_this_machine
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     down.add_argument("--keep-data", action="store_true", help="leave the files")
     status = commands.add_parser("status", help="what runs")
     status.add_argument("--json", action="store_true")
+    commands.add_parser("list", help="roots of all labs on this machine, for use with --root")
     guest = commands.add_parser("guest", help="guests").add_subparsers(dest="action", required=True)
     for action in ("create", "start", "stop", "destroy", "remove", "console", "records", "hash", "ask"):
         one = guest.add_parser(action)
@@ -108,6 +109,8 @@ def main(argv: list[str] | None = None) -> int:
                 lab.up([name for name in arguments.clouds.split(",") if name])
             case "down":
                 lab.down(keep_data=arguments.keep_data)
+            case "list":
+                sys.stdout.writelines(f"{root}\n" for root in labs_on_this_machine())
             case "status":
                 return _status(lab, as_json=arguments.json)
             case _:

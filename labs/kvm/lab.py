@@ -20,7 +20,13 @@ from labs.kvm.guest import LabGuest
 from labs.kvm.layout import RUNTIME_BASE, CloudLayout, LabLayout, default_root
 
 DEFAULT_CLOUDS = ("a", "b")
+NEEDS_ROOT = "the lab needs root: mount namespaces, bridges. Run it as root, or in a container as root"
 libvirt.registerErrorHandler(lambda _context, _error: None, None)  # errors are raised; stderr is not the place
+
+
+def labs_on_this_machine() -> list[Path]:
+    """Return the roots of all labs that are up, also those that a killed test session left behind."""
+    return sorted(Path(marker.read_text()) for marker in RUNTIME_BASE.glob("*/root"))
 
 
 @dataclass(frozen=True)
@@ -50,13 +56,14 @@ class KvmLab:
         Raises LabError when not root, or when a daemon does not become healthy (the message names its log).
         """
         if os.geteuid() != 0:
-            raise LabError("the lab needs root: mount namespaces, bridges. Run it as root, or in a container as root")
+            raise LabError(NEEDS_ROOT)
         if not Path(daemon.LIBVIRTD).exists():
             raise LabError(f"{daemon.LIBVIRTD} is missing; run deploy/install-system")
         layouts = [self.layout.cloud(name) for name in clouds]
         with self._locked():
             tls.ensure_certificates(self.layout.tls)
             (self.layout.runtime / "g").mkdir(exist_ok=True)
+            (self.layout.runtime / "root").write_text(str(self.layout.root))
             for one in layouts:
                 daemon.write_config(one, self.layout.tls)
                 storage.mount_small(one)
@@ -161,8 +168,9 @@ class KvmLab:
         daemon.stop(self.cloud(name))
 
     def start_libvirtd(self, name: str) -> None:
-        """Start the daemon of cloud ``name`` again and wait until it answers."""
-        daemon.start(self.cloud(name))
+        """Start the daemon of cloud ``name`` unless it runs, and wait until it answers."""
+        with self._locked():  # two starters would each see no daemon
+            daemon.start(self.cloud(name))
 
     # --- guests ----------------------------------------------------------------------------------------------------
 
@@ -188,7 +196,10 @@ class KvmLab:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        self.layout.runtime.mkdir(parents=True, exist_ok=True)
+        try:
+            self.layout.runtime.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise LabError(f"{NEEDS_ROOT} ({error})") from error
         with self.layout.lock.open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield

@@ -46,6 +46,7 @@ def test_a_guests_life(run: Run, kvm_lab: KvmLab) -> None:
         assert run(root, "guest", "create", "by-hand", "--size-mib", "16", "--disks", "2")[0] == 0
         assert run(root, "guest", "create", "by-hand", "--size-mib", "16", "--disks", "2")[0] == 0
         assert run(root, "guest", "start", "by-hand")[0] == 0
+        assert f"{root}\n" in run(root, "list")[1]
         code, out, _ = run(root, "status", "--json")
         assert code == 0
         assert json.loads(out)[0]["guests"]["by-hand"] is True
