@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from whimbrel.config.clouds import load_text
 from whimbrel.config.plan import load_plan, load_plan_text
@@ -149,10 +150,11 @@ def test_the_site_is_the_vms_own_else_the_source_clouds() -> None:
 def test_every_field_of_the_model_can_be_written_in_yaml() -> None:
     head = {"plan", "vm", "source", "target"}
     assert set(VmPlan.model_fields) - head == (set(VmEntry.model_fields) - {"name"})
-    for name, policy in {
+    policies: dict[str, type[BaseModel]] = {
         "rounds": RoundPolicy, "window": Window, "stop": StopPolicy, "confirm": ConfirmPolicy,
         "verify": VerifyPolicy, "health": HealthPolicy,
-    }.items():  # fmt: skip
+    }  # fmt: skip
+    for name, policy in policies.items():
         choices: tuple[Any, ...] = get_args(Settings.model_fields[name].annotation)
         section = choices[0]
         assert set(section.model_fields) == set(policy.model_fields), name
