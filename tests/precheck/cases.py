@@ -207,6 +207,16 @@ CAPACITY = (
     _found("storage.free-space", facts(plan__storage={"ssd": "fast", "hdd": "slow"}), "slow needs 3 GiB and has 1 GiB"),
     _found("storage.free-space", facts(stage="cutover", target__pools__0__free_bytes=100 * MIB), "300 MiB"),
     _ok("storage.free-space", facts(stage="cutover", target__pools__0__free_bytes=GIB), "1 GiB free"),
+    _ok(
+        "storage.free-space",
+        facts(
+            stage="cutover",
+            target__pools__0__free_bytes=0,
+            source__vm__disks__0__allocated_bytes=20 * GIB,
+            source__vm__disks__1__allocated_bytes=None,
+        ),
+        "0 B needed",
+    ),
     _unknown("storage.free-space", facts(plan__storage={"*": "nowhere"})),
     _found("storage.headroom", facts(target__pools__0__free_bytes=20 * GIB), "fast would need 30 GiB and has 20 GiB"),
     _unknown("storage.headroom", NO_TARGET),

@@ -28,7 +28,14 @@ def test_scale_without_extent() -> None:
 
 @pytest.mark.parametrize(
     ("high", "ticks"),
-    [(10.0, [0, 2, 4, 6, 8, 10]), (31.0, [0, 10, 20, 30, 40]), (0.4, [0, 0.1, 0.2, 0.3, 0.4]), (0.0, [0, 1])],
+    [
+        (10.0, [0, 2, 4, 6, 8, 10]),
+        (31.0, [0, 10, 20, 30, 40]),
+        (0.4, [0, 0.1, 0.2, 0.3, 0.4]),
+        (0.0, [0, 1]),
+        (5e-324, [0, 1]),
+        (float("inf"), [0, 1]),
+    ],
 )
 def test_linear_ticks(high: float, ticks: list[float]) -> None:
     assert linear_ticks(high) == pytest.approx(ticks)

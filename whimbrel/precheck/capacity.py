@@ -117,11 +117,15 @@ def _needs(facts: PrecheckFacts, *, whole: bool) -> dict[str, tuple[int, int]]:
 
 @rule("storage.free-space", "the target pools have room", Severity.BLOCK, catalogue=(59,), stages=ALWAYS)
 def free_space(facts: PrecheckFacts) -> Answer:
-    """Free space for what the disks hold now, summed per pool; at the cutover only for the last changes."""
+    """Free space for what the disks hold now, summed per pool; at the cutover for what the last changes may add."""
     needs = _needs(facts, whole=False)
     if facts.stage == "cutover":
         last = (facts.path.dirty_bytes_per_s or 0.0) * facts.plan.rounds.outage_budget_s
-        needs = {name: (int(max(CUTOVER_RESERVE_BYTES, last)), free) for name, (_, free) in needs.items()}
+        whole = _needs(facts, whole=True)
+        needs = {
+            name: (min(whole[name][0] - held, int(max(CUTOVER_RESERVE_BYTES, last))), free)
+            for name, (held, free) in needs.items()
+        }
     short = [
         f"{name} needs {bytes_text(need)} and has {bytes_text(free)}"
         for name, (need, free) in needs.items()
@@ -202,7 +206,7 @@ def cpu_model(facts: PrecheckFacts) -> Answer:
     the_vm(facts)
     the_target(facts)
     model = facts.source.cpu_model
-    if model is None or model in {"host-passthrough", "host-model", "maximum"}:
+    if model is None or model in {"host-passthrough", "host-model", "maximum", "custom"}:
         return ok(f"{model or 'default CPU'}: the target's own is used")
     if not facts.target.cpu_models:
         raise FactMissing("the CPU models usable at the target")

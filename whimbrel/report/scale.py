@@ -10,6 +10,9 @@ _TIME_STEPS_S = (
     *(86400, 2 * 86400, 7 * 86400, 14 * 86400, 28 * 86400, 91 * 86400, 365 * 86400),
 )
 
+MIN_TICKED = 1e-9
+"""Below it (a nanosecond, a part of a byte) a value is as good as nothing, and steps would run out of digits."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scale:
@@ -32,7 +35,7 @@ class Scale:
 
 def linear_ticks(high: float, *, binary: bool = False, most: int = 5) -> list[float]:
     """Ticks from 0 that reach ``high``: steps of 1, 2 or 5 times a power of ten, in units of 1024^n when ``binary``."""
-    if not math.isfinite(high) or high <= 0:
+    if not MIN_TICKED < high < math.inf:
         return [0.0, 1.0]
     unit = 1024.0 ** max(math.floor(math.log(high, 1024)), 0) if binary else 1.0
     rough = high / unit / most
