@@ -247,7 +247,12 @@ def _timeline(report: MigrationReport) -> Markup | str:
         el("summary", "All steps as a table"),
         table(("step", "started", "ended", "outcome", "detail"), rows),
     )
-    return _section("Steps", legend, timeline("Steps over time", spans, shade=shade, width=WIDE), listing)
+    return _section(
+        "Steps",
+        legend,
+        el("div", timeline("Steps over time", spans, shade=shade, width=WIDE), class_="scroll wide"),
+        listing,
+    )
 
 
 def _verification(report: MigrationReport) -> Markup | str:

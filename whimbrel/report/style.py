@@ -38,6 +38,8 @@ td:first-child,th:first-child{white-space:nowrap}
 tbody tr:last-child td{border-bottom:0}
 .figure{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
 code{font:12.5px ui-monospace,"DejaVu Sans Mono",monospace;overflow-wrap:anywhere}
+td code{white-space:nowrap}
+.wide svg{min-width:680px}
 ul{margin:0;padding-left:20px}
 li{overflow-wrap:anywhere}
 summary{cursor:pointer;color:var(--soft);font-size:14px}
