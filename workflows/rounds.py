@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Literal
 
 from temporalio import workflow
@@ -48,7 +49,9 @@ async def rounds(course: Course) -> Literal["cutover", "continue"]:
         await course.unpaused()
         if _may_cut_over(course):
             return "cutover"
-        await course.step(f"round {journal.rounds_done}", lambda: _round(course))
+        # One key for every try of a round: a point that an earlier try left open is found again.
+        work = partial(_round, course, point_key(journal.migration, journal.next_serial()))
+        await course.step(f"round {journal.rounds_done}", work)
         made = estimate(course)
         if _may_cut_over(course, made):
             return "cutover"
@@ -59,10 +62,10 @@ async def rounds(course: Course) -> Literal["cutover", "continue"]:
         wishes.sync_now = False
 
 
-async def _round(course: Course) -> None:
+async def _round(course: Course, key: str) -> None:
     journal = course.journal
     tracked = journal.base_token is not None
-    record, point = await run_round(course, kind="delta", since=journal.base_token, by_hash=not tracked)
+    record, point = await run_round(course, kind="delta", since=journal.base_token, by_hash=not tracked, key=key)
     journal.add_round(record)
     journal.base_token, journal.base_taken_at = point.token, point.taken_at
     await _forget_older(course)
