@@ -1,9 +1,10 @@
+# ruff: noqa: T201 - a script whose output is its purpose
 """Copy speed against nbdcopy and qemu-img convert, in interleaved runs: ``python -m tests.bench.copy_bench --help``.
 
-A half-empty raw image (extents of 64 KiB to 16 MiB) is copied between two qemu-nbd on unix sockets. Every
-round runs every copier once, in a rotating order, so that load from elsewhere hits all alike; figures are ratios against nbdcopy of
-the same round. Our copier runs in a process of its own, started like a worker would start it, with the time taken inside
-as nbdcopy's is taken outside: interpreter start is not counted, connecting and the last flush are.
+A half-empty raw image (extents of 64 KiB to 16 MiB) is copied between two qemu-nbd on unix sockets. Every round runs
+every copier once, in a rotating order, so that load from elsewhere hits all alike; ratios are against nbdcopy of the
+same round. Our copier runs in a process of its own, as nbdcopy does; the start of the interpreter is not counted, as a
+worker runs already; connecting, all digests, the manifest and the last flush are.
 """
 
 from __future__ import annotations
@@ -59,15 +60,22 @@ def served(image: Path, socket: Path, *, writable: bool) -> Iterator[str]:
         socket.unlink(missing_ok=True)
 
 
+def peak_rss_mib() -> float:
+    """Of this process alone: ru_maxrss would begin with the parent's figure."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 def whimbrel_once(child: list[str], options: argparse.Namespace) -> None:
     """The child process: one copy, figures as JSON on standard output."""
     from whimbrel.dataplane import CopySettings, Manifest, copy, open_device
     from whimbrel.model.endpoint import NbdEndpoint
 
     source, target, manifest = child
-    settings = CopySettings(
-        lanes=options.lanes, request_bytes=options.request_kib << 10, in_flight_bytes=options.window_mib * MIB
-    )
+    settings = CopySettings()
+    if options.variant:
+        lanes, request_kib, window_mib = (int(part) for part in options.variant[0].split(":"))
+        settings = CopySettings(lanes=lanes, request_bytes=request_kib << 10, in_flight_bytes=window_mib * MIB)
     started, cpu = time.monotonic(), time.process_time()
     reader = open_device(NbdEndpoint(unix_path=source))
     writer = open_device(NbdEndpoint(unix_path=target, writable=True))
@@ -86,25 +94,24 @@ def whimbrel_once(child: list[str], options: argparse.Namespace) -> None:
     figures = {
         "elapsed_s": time.monotonic() - started,
         "cpu_s": time.process_time() - cpu,
-        "rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "rss_mib": peak_rss_mib(),
         "sent_mib": result.sent_bytes / MIB,
     }
     print(json.dumps(figures))
 
 
-def run_once(copier: str, where: Path, options: argparse.Namespace) -> dict[str, float]:
+def run_once(copier: str, where: Path) -> dict[str, float]:
     """One copy to a fresh target, compared afterwards."""
     image, target = where / "source.raw", where / "target.raw"
     target.unlink(missing_ok=True)
     with target.open("wb") as file:
         file.truncate(image.stat().st_size)
     with served(image, where / "s", writable=False) as source, served(target, where / "t", writable=True) as sink:
-        if copier == "whimbrel":
+        if copier.startswith("whimbrel"):
             manifest = where / "manifest"
             manifest.unlink(missing_ok=True)
             command = [sys.executable, "-m", "tests.bench.copy_bench", "--child", str(where / "s"), str(where / "t")]
-            command += [str(manifest), "--lanes", str(options.lanes), "--request-kib", str(options.request_kib)]
-            command += ["--window-mib", str(options.window_mib)]
+            command += [str(manifest), *(["--variant", copier.split(" ")[1]] if " " in copier else [])]
             figures: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
         else:
             command = {
@@ -126,9 +133,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-mib", type=int, default=2048)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--lanes", type=int, default=2)
-    parser.add_argument("--request-kib", type=int, default=1024)
-    parser.add_argument("--window-mib", type=int, default=32)
+    parser.add_argument("--variant", action="append", help="also run with LANES:REQUEST_KIB:WINDOW_MIB", default=[])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else "."))
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -137,14 +142,15 @@ def main() -> None:
     if options.child:
         whimbrel_once(options.child, options)
         return
-    copiers = [name for name in ("nbdcopy", "whimbrel", "qemu-img") if name == "whimbrel" or shutil.which(name)]
+    copiers = [name for name in ("nbdcopy", "qemu-img") if shutil.which(name)]
+    copiers[1:1] = ["whimbrel", *(f"whimbrel {variant}" for variant in options.variant)]
     where = Path(tempfile.mkdtemp(prefix="cb-", dir=options.directory))
     rounds: list[dict[str, dict[str, float]]] = []
     try:
         data_bytes = make_image(where / "source.raw", options.size_mib * MIB, options.seed)
         for number in range(options.rounds):
             turn = number % len(copiers)
-            rounds.append({name: run_once(name, where, options) for name in copiers[turn:] + copiers[:turn]})
+            rounds.append({name: run_once(name, where) for name in copiers[turn:] + copiers[:turn]})
     finally:
         shutil.rmtree(where)
     ratios = {
@@ -161,7 +167,7 @@ def main() -> None:
         seconds = statistics.median(each[name]["elapsed_s"] for each in rounds)
         cpu_s = statistics.median(each[name]["cpu_s"] for each in rounds)
         values = " ".join(f"{value:.2f}" for value in ratios.get(name, []))
-        print(f"{name:9} median {seconds:.2f} s, CPU {cpu_s:.2f} s, ratio {medians.get(name, 0):.2f} [{values}]")
+        print(f"{name:20} median {seconds:.2f} s, CPU {cpu_s:.2f} s, ratio {medians.get(name, 0):.2f} [{values}]")
     print(f"RSS of our copier: {max(each['whimbrel']['rss_mib'] for each in rounds):.0f} MiB")
 
 

@@ -73,7 +73,7 @@ def apply(disk: MemoryDisk, writes: list[tuple[int, int, int, bool]], rng: rando
             disk.write(start, rng.randbytes(length))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     units=st.integers(1, 60),
     tail=st.sampled_from([0, 1, 512, 65535]),

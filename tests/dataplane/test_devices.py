@@ -223,11 +223,7 @@ def test_memory_block_size_is_enforced() -> None:
     assert lane.reap().length == 100
 
 
-@given(
-    acts=st.lists(
-        st.tuples(st.integers(0, 5 * UNIT - 1), st.integers(0, 2 * UNIT), st.booleans()), max_size=10
-    )
-)
+@given(acts=st.lists(st.tuples(st.integers(0, 5 * UNIT - 1), st.integers(0, 2 * UNIT), st.booleans()), max_size=10))
 def test_memory_is_a_byte_array(acts: list[tuple[int, int, bool]]) -> None:
     disk, model, rng = MemoryDisk(5 * UNIT), bytearray(5 * UNIT), random.Random(3)
     for offset, wanted, zero in acts:

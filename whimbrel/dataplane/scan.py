@@ -231,10 +231,14 @@ class Scan:
         reading: list[dict[int, tuple[_Job, bytearray]]] = [{} for _ in lanes]
         jobs: deque[_Job] = deque()
         spare: list[bytearray] = []
+        held: _Job | None = None
         while True:
-            while len(jobs) < _DEPTH and (job := self._claim(wait=not jobs)) is not None:
-                self._submit(job, lanes, reading, spare)
-                jobs.append(job)
+            while len(jobs) < _DEPTH and (held := held or self._claim(wait=not jobs)) is not None:
+                if not self._admitted(held, wait=not jobs):
+                    break
+                self._submit(held, lanes, reading, spare)
+                jobs.append(held)
+                held = None
             if not jobs:
                 return
             job = jobs.popleft()
@@ -256,6 +260,15 @@ class Scan:
         length = span.length + -span.length % max(device.block_bytes, 1)
         return length if span.offset + length <= device.size_bytes else span.length
 
+    def _admitted(self, job: _Job, *, wait: bool) -> bool:
+        """Whether the governor lets a job's reads pass; with ``wait`` False only if the scan is to end."""
+        if self._share is None:
+            return True
+        wanted = job.span.length * job.digests.count(None)
+        if wait:
+            return self._share.take(wanted, self._halted.is_set)
+        return self._share.reserve(wanted) == 0
+
     def _submit(
         self,
         job: _Job,
@@ -263,10 +276,7 @@ class Scan:
         reading: list[dict[int, tuple[_Job, bytearray]]],
         spare: list[bytearray],
     ) -> None:
-        wanted = [at for at, known in enumerate(job.digests) if known is None]
-        if self._share is not None:
-            self._share.take(job.span.length * len(wanted), self._halted.is_set)
-        for at in wanted:
+        for at in [index for index, known in enumerate(job.digests) if known is None]:
             length = self._padded(at, job.span)
             buffer = spare.pop() if length == READ_BYTES and spare else bytearray(length)
             job.left += 1
