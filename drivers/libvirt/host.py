@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -62,8 +62,16 @@ def _firmwares(root: ET.Element) -> tuple[Firmware, ...]:
 
 
 def domain_capabilities(conn: Any) -> DomainCapabilities:
-    """Of the host's own architecture, with acceleration if there is any. Raises libvirtError."""
-    return read_domain_capabilities(conn.getDomainCapabilities(None, None, None, None, 0))
+    """Of the host's own architecture, with acceleration if there is any. Raises libvirtError.
+
+    A CPU model counts as usable when it is so with acceleration or without: emulated VMs may have models that the
+    host's CPU cannot run.
+    """
+    best = read_domain_capabilities(conn.getDomainCapabilities(None, None, None, None, 0))
+    with suppress(libvirt.libvirtError):
+        emulated = read_domain_capabilities(conn.getDomainCapabilities(None, None, None, "qemu", 0))
+        return replace(best, cpu_models=tuple(sorted({*best.cpu_models, *emulated.cpu_models})))
+    return best
 
 
 def read_machines(capabilities_xml: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,0 +1,129 @@
+"""Runs the demo: ``python -m labs.demo [--keep]``."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from temporalio.client import Client, WorkflowHandle
+
+from labs.demo.scene import DATA_BYTES, Proof, demo_plan, make_guest, migrate, until
+from labs.stage import Stage
+from whimbrel.model.progress import MigrationReport, MigrationStatus, Phase
+from whimbrel.runtime.exits import run_and_leave
+
+KEPT = Path(".state/demo")
+BASELINE_BYTES_PER_S = 24e6
+"""Slow enough that the worker can be killed in the middle."""
+
+
+class Teller:
+    """Prints what happens, each change once, with the time since the start."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False)
+        self._began = time.monotonic()
+        self._said: tuple[Any, ...] = ()
+
+    def say(self, text: str) -> None:
+        """One line."""
+        self.console.print(f"[dim]{time.monotonic() - self._began:6.1f} s[/dim]  {text}")
+
+    def status(self, status: MigrationStatus) -> None:
+        """A migration's status, when it has changed."""
+        forecast = f", outage if cut over now {status.forecast.outage_s:.1f} s" if status.forecast else ""
+        rounds = status.rounds[-1] if status.rounds else None
+        last = f", round {rounds.number} sent {rounds.sent_bytes / 1e6:.1f} MB" if rounds else ""
+        said = (status.phase, status.rounds_done)
+        if said != self._said:
+            self._said = said
+            self.say(f"{status.vm}: [bold]{status.phase.value}[/bold]{last}{forecast}")
+
+
+async def _kill_in_baseline(stage: Stage, teller: Teller, handle: WorkflowHandle[Any, MigrationReport]) -> None:
+    """Wait until the baseline has copied a good part, kill the worker with SIGKILL, start another."""
+    await until(handle, lambda now: now.phase is Phase.BASELINE, timeout_s=60)
+    await asyncio.sleep(0.4 * DATA_BYTES / BASELINE_BYTES_PER_S)
+    stage.workers[-1].kill()
+    teller.say("[bold red]worker killed[/bold red] with SIGKILL in the middle of the baseline")
+    await asyncio.to_thread(stage.start_worker)
+    teller.say("another worker started; the copy goes on from its manifest")
+
+
+def _table(proofs: list[Proof]) -> Table:
+    table = Table(title="What was moved, and what it cost")
+    for name in ("mode", "bytes moved", "rounds", "outage", "forecast", "records lost", "digests equal", "leftovers"):
+        table.add_column(name, justify="left" if name == "mode" else "right")
+    for proof in proofs:
+        table.add_row(
+            proof.mode,
+            f"{proof.moved_bytes / 1e6:.0f} MB",
+            str(proof.rounds),
+            f"{proof.outage_s:.1f} s ± {proof.outage_uncertainty_s:.0f}",
+            f"{proof.forecast_s:.1f} s" if proof.forecast_s is not None else "-",
+            str(proof.records_lost),
+            "yes" if proof.digests_equal else "NO",
+            str(proof.leftovers),
+        )
+    return table
+
+
+async def _play(stage: Stage, teller: Teller) -> list[Proof]:
+    teller.say("starting Temporal and two KVM clouds (A and B, a libvirtd each)")
+    client: Client = await stage.up()
+    await asyncio.to_thread(stage.start_worker)
+    teller.say(f"Temporal UI: {stage.server.ui_url}")
+    proofs: list[Proof] = []
+    teller.say("a guest boots on A and begins to write records")
+    cold = await asyncio.to_thread(make_guest, stage, "app-cold")
+    await asyncio.sleep(3)
+    proofs.append(await migrate(client, stage, cold, demo_plan(stage, "app-cold", "cold"), on_status=teller.status))
+    await asyncio.to_thread(cold.destroy, "b")
+    teller.say("the same content again, incrementally, with the worker killed on the way")
+    warm = await asyncio.to_thread(make_guest, stage, "app-live")
+    plan = demo_plan(stage, "app-live", "incremental", bandwidth_bytes_per_s=BASELINE_BYTES_PER_S)
+
+    async def disturb(handle: WorkflowHandle[Any, MigrationReport]) -> None:
+        await _kill_in_baseline(stage, teller, handle)
+
+    proofs.append(await migrate(client, stage, warm, plan, on_status=teller.status, disturb=disturb))
+    return proofs
+
+
+async def _main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m labs.demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave Temporal, clouds and guests up to explore")
+    options = parser.parse_args()
+    teller = Teller()
+    directory = KEPT if options.keep else Path(tempfile.mkdtemp(prefix="whimbrel-demo-"))
+    stage = Stage.at(directory.resolve(), port=7233 if options.keep else None)
+    try:
+        proofs = await _play(stage, teller)
+    except BaseException:
+        if not options.keep:
+            await asyncio.to_thread(stage.down)
+        raise
+    teller.console.print(_table(proofs))
+    for proof in proofs:
+        teller.console.print(
+            f"  {stage.server.ui_url}/namespaces/default/workflows/{proof.workflow.replace('/', '%2F')}"
+        )
+    if options.keep:
+        teller.console.print(f"everything is still up; config: {stage.config}; end it: python -m labs.demo.end")
+    else:
+        await asyncio.to_thread(stage.down)
+    good = all(proof.good for proof in proofs)
+    teller.console.print("[bold green]proved[/bold green]" if good else "[bold red]NOT proved[/bold red]")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    run_and_leave(_main)

@@ -1,0 +1,134 @@
+"""A whole installation on one machine: Temporal dev server, KVM clouds, worker processes. For the demo and the tests.
+
+Everything lives under one directory; processes are real and separate, so that they can be killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+from temporalio.client import Client
+
+from labs.kvm import KvmLab
+from whimbrel.runtime.devserver import DevServer, free_port
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CLOUD_NAMES = {"a": "kvm-a", "b": "kvm-b"}
+
+
+@dataclass
+class WorkerProcess:
+    """One ``worker.py`` as its own process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def kill(self) -> None:
+        """SIGKILL: no goodbye to anyone."""
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self, timeout_s: float = 60.0) -> int:
+        """SIGTERM, then wait; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.kill()
+        return int(self.process.returncode)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.process.poll() is None
+
+
+@dataclass
+class Stage:
+    """The installation; ``up`` and ``down`` may be called again."""
+
+    directory: Path
+    lab: KvmLab
+    server: DevServer
+    workers: list[WorkerProcess] = field(default_factory=list)
+    started: int = 0
+
+    @classmethod
+    def at(cls, directory: Path, *, lab: KvmLab | None = None, port: int | None = None) -> Stage:
+        """A stage under ``directory``; a lab that is up already may be shared."""
+        directory.mkdir(parents=True, exist_ok=True)
+        server = DevServer(directory / "temporal", port or free_port(), free_port())
+        return cls(directory=directory, lab=lab or KvmLab(directory / "lab"), server=server)
+
+    async def up(self) -> Client:
+        """Bring everything up; a client of the server."""
+        self.lab.up(tuple(CLOUD_NAMES))
+        self.write_config()
+        if self.server.process is None or self.server.process.poll() is not None:
+            self.server.start()
+        return await self.server.ready()
+
+    @property
+    def config(self) -> Path:
+        """``whimbrel.yaml`` of this stage."""
+        return self.directory / "whimbrel.yaml"
+
+    def write_config(self) -> None:
+        """Name the lab's clouds for workers."""
+        clouds = {
+            name: {"kind": "libvirt", "uri": self.lab.uri(cloud), "scratch_dir": str(self.lab.scratch_dir(cloud))}
+            for cloud, name in CLOUD_NAMES.items()
+        }
+        state = str(self.directory / "state")
+        self.config.write_text(yaml.safe_dump({"version": 1, "state_dir": state, "clouds": clouds}))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the worker and the command line need to find this stage."""
+        return {
+            **{key: value for key, value in os.environ.items() if not key.startswith(("WHIMBREL_", "TEMPORAL_"))},
+            "TEMPORAL_ADDRESS": self.server.address,
+            "WHIMBREL_CONFIG": str(self.config),
+            "WHIMBREL_LOG_FORMAT": "json",
+            "WHIMBREL_GRACEFUL_SHUTDOWN_S": "5",
+        }
+
+    def start_worker(self, **environment: str) -> WorkerProcess:
+        """Start a worker process; ready when its log says so."""
+        self.started += 1
+        log = self.directory / f"worker-{self.started}.log"
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, str(REPOSITORY / "worker.py")],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                cwd=REPOSITORY,
+                env={**self.environment, **environment},
+                start_new_session=True,
+            )
+        worker = WorkerProcess(process, log)
+        self.workers.append(worker)
+        deadline = time.monotonic() + 60
+        while b"worker.started" not in log.read_bytes():
+            if not worker.alive or time.monotonic() > deadline:
+                raise RuntimeError(f"the worker did not start: {log.read_text()[-2000:]}")
+            time.sleep(0.1)
+        return worker
+
+    def down(self, *, with_lab: bool = True) -> None:
+        """End every process of this stage."""
+        for worker in self.workers:
+            worker.stop()
+        self.workers.clear()
+        self.server.stop()
+        if with_lab:
+            self.lab.down()
