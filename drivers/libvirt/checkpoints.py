@@ -1,7 +1,8 @@
 """libvirt's checkpoints of a VM, and the bitmaps on its images that they stand for.
 
-A checkpoint ``n`` names a bitmap ``n`` on each tracked disk. The bitmap records what changes from ``n`` on until the
-next checkpoint is made; what changed since ``n`` is therefore the union of the bitmaps of ``n`` and all later ones.
+A checkpoint ``n`` names a bitmap ``n`` on each tracked disk. libvirt 9 lets every bitmap record on, so that one alone
+holds what changed since its checkpoint; older versions stopped a bitmap when the next checkpoint was made, and what
+changed is then the union with the bitmaps of all later checkpoints. Both are handled.
 """
 
 from __future__ import annotations

@@ -83,12 +83,13 @@ class ColdPoints:
 def bitmaps_since(later: Sequence[Checkpoint], disk: str, session: Session) -> list[str]:
     """Bitmaps of a disk whose union is what changed since the first of ``later``.
 
-    Empty if that one did not track the disk. Raises BaseLost when one is missing or was not closed properly (QEMU
+    One that still records holds it all; for one that was stopped, the later ones are needed too. Empty if the first
+    checkpoint did not track the disk. Raises BaseLost when a needed one is missing or was not closed properly (QEMU
     was killed), because then changes may be missing.
     """
     if not later or disk not in later[0].bitmaps:
         return []
-    names = []
+    names: list[str] = []
     for entry in later:
         name = entry.bitmaps.get(disk)
         bitmap = session.nodes[disk].bitmap(name) if name is not None else None
@@ -101,4 +102,6 @@ def bitmaps_since(later: Sequence[Checkpoint], disk: str, session: Session) -> l
                 checkpoint=entry.name,
             )
         names.append(bitmap.name)
+        if bitmap.recording:
+            break
     return names

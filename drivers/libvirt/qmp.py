@@ -22,6 +22,10 @@ class QmpError(Exception):
         super().__init__(f"QEMU refused {command}: {message}")
 
 
+IMAGE_DRIVERS = frozenset({"qcow2", "raw", "qed", "vmdk", "vdi", "vhdx", "vpc", "luks"})
+"""QEMU's format drivers, as opposed to filters (``copy-before-write``) and protocols (``file``)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Bitmap:
     """A dirty bitmap on an image, as QEMU sees it."""
@@ -61,25 +65,42 @@ def execute(domain: Any, command: str, **arguments: Any) -> Any:
 
 
 def disk_nodes(domain: Any) -> dict[str, Node]:
-    """Top images by the alias of the disk that they back (``virtio-disk0``, ``ua-vda``)."""
+    """Top images by the alias of the disk that they back (``virtio-disk0``, ``ua-vda``).
+
+    While a backup job runs, QEMU shows its filter as the disk's top; the image is then the node below it.
+    """
     nodes: dict[str, Node] = {}
+    named: list[dict[str, Any]] | None = None
     for device in execute(domain, "query-block"):
-        inserted = device.get("inserted")
+        top = device.get("inserted")
         alias = _alias(device.get("qdev", ""))
-        if inserted is None or not alias:
+        if top is None or not alias:
             continue
-        image = inserted.get("image", {})
-        specific = image.get("format-specific", {})
-        nodes[alias] = Node(
-            name=inserted["node-name"],
-            alias=alias,
-            size_bytes=int(image.get("virtual-size", 0)),
-            format=str(image.get("format", "raw")),
-            compat=specific.get("data", {}).get("compat") if specific.get("type") == "qcow2" else None,
-            filename=str(image.get("filename", "")),
-            bitmaps=tuple(_bitmaps(inserted)),
-        )
+        if top["drv"] not in IMAGE_DRIVERS:
+            named = execute(domain, "query-named-block-nodes", flat=True) if named is None else named
+            top = _below_filter(top, named)
+        nodes[alias] = _node(alias, top)
     return nodes
+
+
+def _below_filter(top: dict[str, Any], named: list[dict[str, Any]]) -> dict[str, Any]:
+    """The image's own node: of the same file, and not one of those that only read or write the file."""
+    same = (node for node in named if node["drv"] in IMAGE_DRIVERS and node["file"] == top["file"])
+    return next(same, top)
+
+
+def _node(alias: str, shown: dict[str, Any]) -> Node:
+    image = shown.get("image", {})
+    specific = image.get("format-specific", {})
+    return Node(
+        name=shown["node-name"],
+        alias=alias,
+        size_bytes=int(image.get("virtual-size", 0)),
+        format=str(image.get("format", "raw")),
+        compat=specific.get("data", {}).get("compat") if specific.get("type") == "qcow2" else None,
+        filename=str(image.get("filename", "")),
+        bitmaps=tuple(_bitmaps(shown)),
+    )
 
 
 def _alias(qdev: str) -> str:

@@ -235,7 +235,7 @@ def test_healing_spares_other_tools(harness: LibvirtHarness, migration: str) -> 
     passed(harness, ref, migration, 2, since=point_key(migration, 1))
     remove_bitmap(harness, ref, point_key(migration, 2))
     with pytest.raises(BaseLost):
-        passed(harness, ref, migration, 3, since=point_key(migration, 1))
+        passed(harness, ref, migration, 3, since=point_key(migration, 2))
     passed(harness, ref, migration, 3)
     harness.cloud.points.forget(ref, migration=migration)
     assert set(harness.foreign_tokens(ref)) == {foreign}
