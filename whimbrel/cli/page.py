@@ -65,7 +65,8 @@ def details(view: MigrationView) -> RenderableType:
     """All about one migration: head, disks, rounds, forecast, what it waits for."""
     parts: list[RenderableType] = [_head(view), *_disks(view)]
     if view.status is not None:
-        parts += [*_rounds(view.status), *_figures(view.status), *_waiting(view.status)]
+        parts += [*_rounds(view.status), *_figures(view.status)]
+        parts += [] if view.ended else _waiting(view.status)
     parts += _trailer(view)
     return Group(*parts)
 
@@ -76,7 +77,7 @@ def screen(views: Sequence[MigrationView], footer: str) -> RenderableType:
     for view in views:
         parts += [_head(view), *_disks(view)]
         if view.status is not None:
-            parts += [*_figures(view.status), *_waiting(view.status)]
+            parts += [*_figures(view.status), *([] if view.ended else _waiting(view.status))]
         parts += [*_trailer(view), Text("")]
     return Group(*parts, Text(footer, style="dim"))
 

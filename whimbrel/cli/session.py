@@ -13,6 +13,7 @@ from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 
 from whimbrel.cli.fault import no_worker
+from whimbrel.errors import Unavailable
 from whimbrel.runtime.connect import connect
 
 T = TypeVar("T")
@@ -25,7 +26,12 @@ def converse(body: Callable[[Client], Awaitable[T]]) -> T:
     """Connect, run ``body`` and give its answer. Raises Unavailable and whatever ``body`` raises."""
 
     async def main() -> T:
-        client = await asyncio.wait_for(connect(), CONNECT_TIMEOUT_S)
+        try:
+            client = await asyncio.wait_for(connect(), CONNECT_TIMEOUT_S)
+        except TimeoutError as error:
+            raise Unavailable(
+                f"Temporal did not answer within {CONNECT_TIMEOUT_S:.0f} s", action="check TEMPORAL_ADDRESS"
+            ) from error
         return await body(client)
 
     return asyncio.run(main())

@@ -9,7 +9,7 @@ import yaml
 from whimbrel.config.quantity import format_size
 from whimbrel.contracts.migration import VmSummary
 
-SCHEMA_URL = "docs/schema/plan.json"
+SCHEMA_FILE = "whimbrel-plan.schema.json"
 
 _HINTS = """\
 defaults:
@@ -36,7 +36,7 @@ def dump_plan(
     vms: Sequence[VmSummary],
     target_networks: Sequence[str],
     target_pools: Sequence[str],
-    schema: str = SCHEMA_URL,
+    schema: str = SCHEMA_FILE,
 ) -> str:
     """YAML text of a plan for these VMs; mappings that cannot be guessed are left empty and are refused until filled.
 
@@ -45,6 +45,7 @@ def dump_plan(
     modes = {vm.suggested for vm in vms}
     lines = [
         f"# yaml-language-server: $schema={schema}",
+        f"# (editors then complete and check this file: whimbrel schema plan > {schema})",
         "# Written by `whimbrel plan`; correct it, then: whimbrel precheck PLAN, whimbrel migrate PLAN",
         "version: 1",
         f"name: {_scalar(name)}",
