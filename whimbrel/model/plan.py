@@ -136,6 +136,8 @@ class VmPlan(Frozen):
     mode: Mode = "incremental"
     source: str
     target: str
+    site: str = "default"
+    """Site whose movers carry the bytes: the task queue ``data-<site>``."""
     target_name: str | None = None
     networks: dict[str, str] = Field(default_factory=dict)
     """Source network -> target network."""
