@@ -15,7 +15,7 @@ from whimbrel.contracts.activity_io import (
     VmInput,
     VmResult,
 )
-from whimbrel.errors import NotReady
+from whimbrel.errors import NotFound, NotReady
 from whimbrel.model.vm import Power
 from whimbrel.ports.cloud import CloudRegistry
 
@@ -99,8 +99,13 @@ class ComputeActivities:
 
     @activity.defn(name="compute.ensure_absent")
     def ensure_absent(self, wanted: VmInput) -> Done:
-        """Remove a VM that this migration made; the ref may be its name."""
-        self._clouds.get(wanted.cloud).compute.ensure_absent(wanted.ref, migration=wanted.migration)
+        """Remove a VM that this migration made; the ref may be its name. One that is not there is fine."""
+        compute = self._clouds.get(wanted.cloud).compute
+        try:
+            ref = compute.inspect(wanted.ref).ref
+        except NotFound:
+            return Done(note="not there")
+        compute.ensure_absent(ref, migration=wanted.migration)
         return Done()
 
     @activity.defn(name="compute.release")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
 from temporalio import workflow
+from temporalio.exceptions import ActivityError
 from temporalio.workflow import ActivityCancellationType, ActivityHandle
 
 from whimbrel.contracts.names import CONTROL_QUEUE
@@ -47,6 +49,17 @@ def start(
     )
 
 
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if the current task was asked to stop while it awaited an activity.
+
+    An activity that does not hear of its cancellation ends with its own result or error, and asyncio takes that for
+    the answer: without this, a rollback asked for during a cloud call would be forgotten.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
 async def call(
     method: Callable[[Self, In], Out],
     argument: In,
@@ -56,7 +69,13 @@ async def call(
     timing: Timing | None = None,
     schedule_to_close: timedelta | None = None,
 ) -> Out:
-    """Run an activity to its end."""
-    return await start(
-        method, argument, summary=summary, queue=queue, timing=timing, schedule_to_close=schedule_to_close
-    )
+    """Run an activity to its end. Raises CancelledError when we were cancelled meanwhile, however it ended."""
+    try:
+        result = await start(
+            method, argument, summary=summary, queue=queue, timing=timing, schedule_to_close=schedule_to_close
+        )
+    except ActivityError:
+        raise_if_cancelled()
+        raise
+    raise_if_cancelled()
+    return result

@@ -138,6 +138,7 @@ async def confirm(course: Course) -> Literal["commit", "rollback"]:
 async def commit(course: Course) -> None:
     """Hand over: the target is the operator's, the source keeps its disks and stays off; our traces go."""
     journal, plan = course.journal, course.plan
+    journal.confirmed = True
     journal.enter(Phase.COMMIT)
 
     async def work() -> None:

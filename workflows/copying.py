@@ -29,7 +29,7 @@ from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import point_key, writer_key
 from whimbrel.model.point import DiskPoint, OpenPoint, WriterSession
 from whimbrel.model.progress import DiskProgress
-from workflows.calls import call, start
+from workflows.calls import call, raise_if_cancelled, start
 from workflows.course import Course
 
 REOPEN_FIRST_S = 2.0
@@ -172,7 +172,9 @@ async def _copy_until_told(course: Course, job: CopyDiskInput) -> CopyDiskResult
         await workflow.wait_condition(lambda: handle.done() or wishes.copy_generation != generation)
         if not handle.done():
             handle.cancel()
-        return await handle
+        result = await handle
+        raise_if_cancelled()
+        return result
     except asyncio.CancelledError:
         # We are being cancelled: wait until the copy has really stopped before anything is undone.
         if not handle.done():
@@ -180,6 +182,8 @@ async def _copy_until_told(course: Course, job: CopyDiskInput) -> CopyDiskResult
         await asyncio.gather(handle, return_exceptions=True)
         raise
     except ActivityError as error:
+        # A rollback may arrive while a paused copy is still stopping; it counts for more than the pause.
+        raise_if_cancelled()
         if failure.is_cancel(error) and wishes.copy_generation != generation:
             return None
         raise

@@ -7,7 +7,7 @@ and the operator chooses to try again or to roll back.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from temporalio import workflow
@@ -18,9 +18,10 @@ from whimbrel.contracts.names import data_queue
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import Phase, Trouble
 from workflows.journal import Journal
-from workflows.operator import Situation, Wishes
+from workflows.operator import Situation, Wishes, refusal
 
 T = TypeVar("T")
+_CHOICES = (verbs.RESUME, verbs.CUTOVER, verbs.ROLLBACK, verbs.ABORT)
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Course:
             rollback_asked=self.wishes.rollback is not None,
             window_closed=closes is not None and workflow.now() >= closes,
             cold=self.plan.mode == "cold",
+            confirmed=self.journal.confirmed,
         )
 
     async def unpaused(self) -> None:
@@ -76,7 +78,7 @@ class Course:
     async def hold(self, step: str, found: failure.Failure) -> None:
         """Ask the operator; returns when the step is to be tried again. A rollback ends it from outside."""
         phase = self.journal.phase
-        self.journal.trouble = self.trouble(step, found)
+        self.journal.trouble = self.trouble(step, found, Phase.ATTENTION)
         workflow.logger.warning("migration.held", extra={"step": step, "code": found.code})
         self.wishes.retry = False
         self.journal.enter(Phase.ATTENTION)
@@ -86,13 +88,14 @@ class Course:
         self.journal.trouble = None
         self.journal.enter(phase)
 
-    def trouble(self, step: str, found: failure.Failure) -> Trouble:
-        """What went wrong, with what the operator can do now."""
+    def trouble(self, step: str, found: failure.Failure, phase: Phase) -> Trouble:
+        """What went wrong, with what the operator can do about it in ``phase``."""
+        now = replace(self.situation(), phase=phase, held=phase is Phase.ATTENTION)
         return Trouble(
             step=step,
             code=found.code,
             message=found.message,
             action=found.action,
             since=workflow.now(),
-            choices=(verbs.RESUME, verbs.ROLLBACK if self.journal.source_stopped else verbs.ABORT),
+            choices=tuple(verb for verb in _CHOICES if refusal(verb, now) is None),
         )

@@ -6,7 +6,7 @@ from temporalio import workflow
 
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import INCREMENTAL
-from whimbrel.model.progress import MigrationReport
+from whimbrel.model.progress import MigrationReport, Phase
 from workflows.closing import RollbackWanted, commit, confirm, verify
 from workflows.cutover import Retreated, cutover
 from workflows.migration import Ending, Migration
@@ -44,7 +44,7 @@ class IncrementalMigration(Migration):
             try:
                 await cutover(course)
             except Retreated as retreat:
-                course.journal.trouble = course.trouble("cutover", retreat.found)
+                course.journal.trouble = course.trouble("cutover", retreat.found, Phase.ROUNDS)
                 continue
             break
         try:

@@ -59,6 +59,8 @@ class Journal:
     target_point: OpenPoint | None = None
     source_stopped: bool = False
     retreated: bool = False
+    confirmed: bool = False
+    """The commit has begun: there is no way back from here."""
     health: tuple[str, ...] = ()
     console_mark: str = ""
     copying_epoch: str = ""

@@ -6,8 +6,9 @@ A mode's workflow inherits this, and its ``steps`` read as the mode's descriptio
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import FailureError
@@ -29,6 +30,15 @@ from workflows.operator import Wishes, refusal
 from workflows.undo import unwind
 
 Ending = Literal["completed", "rollback", "refused", "continue"]
+T = TypeVar("T")
+
+
+async def _to_the_end(task: asyncio.Task[T]) -> T:
+    """The task's result, waited for through cancellations: what it undoes must not be left half done."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await workflow.wait_condition(task.done)
+    return task.result()
 
 
 class Migration(ABC):
@@ -63,30 +73,42 @@ class Migration(ABC):
         """Run the steps, roll back if anyone wants it, and report."""
         course = self.course
         attributes.publish(telling.first_attributes(course))
-        work = asyncio.create_task(self.steps())
-        ending: Ending
-        try:
-            await workflow.wait_condition(lambda: work.done() or course.wishes.rollback is not None)
-            if not work.done():
-                work.cancel()
-            ending = await work
-        except asyncio.CancelledError:
-            if course.wishes.rollback is None:
-                course.wishes.rollback = "cancelled in Temporal"
-            work.cancel()
-            await asyncio.gather(work, return_exceptions=True)
-            ending = "rollback"
-        except FailureError as error:
-            if course.wishes.rollback is None:
-                course.wishes.rollback = failure.read(error).message
-            ending = "rollback"
+        ending = await self._go_through(asyncio.create_task(self.steps()))
         if ending == "continue":
             await workflow.wait_condition(workflow.all_handlers_finished)
             wishes = course.wishes
-            state = course.journal.freeze(
-                paused=wishes.paused, cutover=wishes.cutover, bandwidth=wishes.bandwidth_bytes_per_s
-            )
-            workflow.continue_as_new(MigrationInput(plan=course.plan, state=state))
+            if wishes.rollback is None:
+                state = course.journal.freeze(
+                    paused=wishes.paused, cutover=wishes.cutover, bandwidth=wishes.bandwidth_bytes_per_s
+                )
+                workflow.continue_as_new(MigrationInput(plan=course.plan, state=state))
+            ending = "rollback"
+        return await _to_the_end(asyncio.create_task(self._finish(ending)))
+
+    async def _go_through(self, work: asyncio.Task[Ending]) -> Ending:
+        """Let the steps run until they end, or until a rollback or a cancellation in Temporal ends them."""
+        course, wishes = self.course, self.course.wishes
+        while not work.done() and wishes.rollback is None:
+            try:
+                await workflow.wait_condition(lambda: work.done() or wishes.rollback is not None)
+            except asyncio.CancelledError:
+                if course.journal.confirmed:
+                    workflow.logger.warning("cancel.too_late", extra={"phase": course.journal.phase.value})
+                    continue
+                wishes.rollback = wishes.rollback or "cancelled in Temporal"
+        if not work.done():
+            wishes.paused = False
+            work.cancel()
+        try:
+            return await _to_the_end(work)
+        except asyncio.CancelledError:
+            return "rollback"
+        except FailureError as error:
+            wishes.rollback = wishes.rollback or failure.read(error).message
+            return "rollback"
+
+    async def _finish(self, ending: Ending) -> MigrationReport:
+        """Undo if need be, and report. Runs in a task of its own, which no cancellation reaches."""
         if ending == "rollback":
             await self._roll_back()
         return await self._end(ending)

@@ -40,6 +40,8 @@ class Situation:
     rollback_asked: bool
     window_closed: bool = False
     cold: bool = False
+    confirmed: bool = False
+    """The commit has begun, even if a step of it waits for the operator."""
 
 
 def refusal(verb: str, now: Situation) -> str | None:  # noqa: PLR0911 - one line per verb reads best
@@ -48,8 +50,11 @@ def refusal(verb: str, now: Situation) -> str | None:  # noqa: PLR0911 - one lin
         return f"this migration has ended ({now.phase})"
     if now.rollback_asked and verb != verbs.RESUME:
         return "it is being rolled back already"
-    if verb in {verbs.ROLLBACK, verbs.ABORT} and now.phase in UNSTOPPABLE:
-        return f"too late: the phase is {now.phase}"
+    if verb in {verbs.ROLLBACK, verbs.ABORT}:
+        if now.confirmed:
+            return "too late: the target was confirmed"
+        if now.phase in UNSTOPPABLE:
+            return f"too late: the phase is {now.phase}"
     if verb == verbs.ABORT and (now.source_stopped or now.phase not in BEFORE_CUTOVER | {Phase.ATTENTION}):
         return "the source has been stopped: use rollback, which starts it again"
     if verb == verbs.CONFIRM and now.phase is not Phase.CONFIRM:

@@ -53,7 +53,8 @@ async def rounds(course: Course) -> Literal["cutover", "continue"]:
         work = partial(_round, course, point_key(journal.migration, journal.next_serial()))
         await course.step(f"round {journal.rounds_done}", work)
         made = estimate(course)
-        if _may_cut_over(course, made):
+        # Paused while the round was closing: the guest is not stopped behind the operator's back.
+        if not wishes.paused and _may_cut_over(course, made):
             return "cutover"
         info = workflow.info()
         if info.is_continue_as_new_suggested() or info.get_current_history_length() > HISTORY_EVENTS:
@@ -129,8 +130,8 @@ def _may_cut_over(course: Course, made: Forecast | None = None) -> bool:
 
 
 def _say_window_closed(course: Course) -> None:
+    course.wishes.cutover = False
     if course.journal.trouble is None:
-        course.wishes.cutover = False
         course.journal.trouble = course.trouble(
             "window",
             failure.Failure(
@@ -138,6 +139,7 @@ def _say_window_closed(course: Course) -> None:
                 message=f"the window closed at {course.plan.window.closes_at} before the cutover could begin",
                 action="abort and start again with another window; rounds go on meanwhile",
             ),
+            Phase.ROUNDS,
         )
 
 
