@@ -269,7 +269,7 @@ def test_widening_covers_all_and_never_calls_data_zero(
         at += gap + length
     size = at + tail
     wide = list(widen(extents, grain, size))
-    zero = {byte for extent in extents if extent.zero for byte in range(extent.start, extent.end)}
+    zeros = {byte for extent in extents if extent.zero for byte in range(extent.start, extent.end)}
     wanted = {byte for extent in extents for byte in range(extent.start, extent.end)}
     got: set[int] = set()
     for piece in wide:
@@ -280,7 +280,7 @@ def test_widening_covers_all_and_never_calls_data_zero(
         assert piece.end % grain == 0 or piece.end == size
         got.update(span)
         if piece.zero:
-            assert zero.issuperset(span)
+            assert zeros.issuperset(span)
     assert got >= wanted
     cut = list(requests(extents, size_bytes=size, grain=grain, request_bytes=3 * grain, cursor_bytes=0))
     assert {byte for request in cut for byte in range(request.offset, request.end)} == got

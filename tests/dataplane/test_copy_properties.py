@@ -20,7 +20,7 @@ from whimbrel.model.extent import Extent
 from whimbrel.ports.block import Operation
 
 KILLS = {"kill", "power", "flush"}
-"""The process dies; with ``power`` at any request and with ``flush`` at a flush, both hosts lose what was not synced."""
+"""The process dies; with ``power`` at any write and ``flush`` at a flush, both hosts lose what was not synced."""
 KILLED = (Unavailable, ValueError, OSError)
 """What calls on a file that the killer closed may end with."""
 FAST = CopySettings(lanes=2, request_bytes=UNIT, in_flight_bytes=8 * UNIT)
@@ -63,10 +63,13 @@ fault = st.tuples(
 rounds = st.lists(st.tuples(st.lists(write, max_size=6), st.lists(fault, max_size=3)), min_size=1, max_size=4)
 
 
+Plan = list[tuple[list[tuple[int, int, int, bool]], list[tuple[str, int, int]]]]
+
+
 def apply(disk: MemoryDisk, writes: list[tuple[int, int, int, bool]], rng: random.Random) -> None:
-    for unit, at, length, zero in writes:
+    for unit, at, wanted, zero in writes:
         start = min(unit * UNIT + at, disk.size_bytes - 1)
-        length = min(length, disk.size_bytes - start)
+        length = min(wanted, disk.size_bytes - start)
         if zero:
             disk.discard(start, length)
         else:
@@ -84,7 +87,7 @@ def apply(disk: MemoryDisk, writes: list[tuple[int, int, int, bool]], rng: rando
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_history_ends_with_equal_bytes(
-    units: int, tail: int, plan: list[object], block: int, fresh: bool, by_hash: bool, seed: int
+    units: int, tail: int, plan: Plan, block: int, fresh: bool, by_hash: bool, seed: int
 ) -> None:
     rng = random.Random(seed)
     size = units * UNIT + tail
@@ -97,7 +100,7 @@ def test_any_history_ends_with_equal_bytes(
         path = Path(directory) / "manifest"
         synced = SyncedFile(path, patch)
         manifest = Manifest.open(path, size)
-        for number, (writes, faults) in enumerate(plan):  # type: ignore[misc]
+        for number, (writes, faults) in enumerate(plan):
             apply(live, writes, rng)
             point = live.snapshot()
             live.take_changed()

@@ -29,7 +29,7 @@ REPORT_INTERVAL_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class CopySettings:
-    """How one disk is copied. The target must accept ``lanes`` + 1 connections, the source ``lanes`` + 1 too."""
+    """How one disk is copied. An NBD source must accept ``lanes`` + 1 connections, the target ``lanes`` + 2."""
 
     lanes: int = 2
     request_bytes: int = 1 << 20
