@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,13 @@ from typing import Any, TypeVar
 import pytest
 from temporalio.client import Client, WorkflowHandle, WorkflowUpdateFailedError
 from temporalio.exceptions import ApplicationError
+from temporalio.testing import TimeSkipper
 from temporalio.worker import Worker
 
 import worker as worker_module
 from drivers.memory import MemoryCloud, Scenario
+from tests.workflows import strikes
+from tests.workflows.strikes import Misfortune, Strike
 from whimbrel.contracts import verbs
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import CONTROL_QUEUE, STATUS_QUERY, WORKFLOW_OF_MODE
@@ -27,6 +31,7 @@ from whimbrel.dataplane import Governor
 from whimbrel.model.naming import workflow_id
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import MigrationReport, MigrationStatus, Phase
+from whimbrel.model.vm import Power, VmSpec
 from whimbrel.ports.cloud import Cloud
 from whimbrel.runtime.sandbox import runner
 from whimbrel.runtime.settings import WorkerSettings
@@ -63,6 +68,17 @@ class Migrated:
         """Its result."""
         return await asyncio.wait_for(self.handle.result(), SETTLE_S)
 
+    async def held(self, code: str | None = None) -> MigrationStatus:
+        """Wait until it asks the operator."""
+        now = await self.phase(Phase.ATTENTION)
+        assert now.trouble is not None
+        assert code in {None, now.trouble.code}, now.trouble
+        return now
+
+    async def cancel(self) -> None:
+        """Cancel the workflow in Temporal, past our verbs."""
+        await self.handle.cancel()
+
     async def status(self) -> MigrationStatus:
         """The status query."""
         found: MigrationStatus = await self.handle.query(STATUS_QUERY, result_type=MigrationStatus)
@@ -98,24 +114,34 @@ class Migrated:
         return cause.message
 
 
+@dataclass(frozen=True)
+class Before:
+    """The source as it was read before a migration."""
+
+    spec: VmSpec
+    content: dict[str, bytes]
+
+
 class Orchestrator:
     """Two in-memory clouds, ``source`` and ``target``, and what moves VMs between them."""
 
     def __init__(self, client: Client, state_dir: Path) -> None:
         tag = uuid.uuid4().hex[:8]
+        self.tag = tag
         self.client = client
+        self.skipping = TimeSkipper(client)
+        """Its client starts workflows whose timers and retries take no time."""
         self.state_dir = state_dir
         self.site = f"site-{tag}"
         self.source_name, self.target_name = f"src-{tag}", f"dst-{tag}"
         MemoryCloud(self.source_name), MemoryCloud(self.target_name)
         self.source, self.target = Scenario(self.source_name), Scenario(self.target_name)
         self.clouds = MemoryClouds((self.source_name, self.target_name))
-        self.queue = f"{CONTROL_QUEUE}-{tag}"
 
     def plan(self, vm: str, **changes: Any) -> VmPlan:
         """A plan that is quick: short intervals, no boot to wait for."""
         base: dict[str, Any] = {
-            "plan": f"test-{uuid.uuid4().hex[:6]}",
+            "plan": f"{self.tag}-{uuid.uuid4().hex[:6]}",
             "vm": vm,
             "source": self.source_name,
             "target": self.target_name,
@@ -129,9 +155,10 @@ class Orchestrator:
         }
         return VmPlan.model_validate({**base, **changes})
 
-    async def start(self, plan: VmPlan) -> Migrated:
-        """Start the migration of a plan."""
-        handle = await self.client.start_workflow(
+    async def start(self, plan: VmPlan, *, skip: bool = False) -> Migrated:
+        """Start the migration of a plan; with ``skip`` time is skipped whenever it only waits."""
+        client = self.skipping.client if skip else self.client
+        handle = await client.start_workflow(
             WORKFLOW_OF_MODE[plan.mode],
             MigrationInput(plan=plan),
             id=workflow_id(plan.plan, plan.vm),
@@ -140,25 +167,85 @@ class Orchestrator:
         )
         return Migrated(handle)
 
-    async def migrate(self, plan: VmPlan) -> MigrationReport:
+    async def migrate(self, plan: VmPlan, *, skip: bool = False) -> MigrationReport:
         """Start, and wait for the end."""
-        return await (await self.start(plan)).report()
+        return await (await self.start(plan, skip=skip)).report()
+
+    def hold(self, activity: str, **choice: Any) -> Strike:
+        """Hold the next activity of this type at its door until ``open``."""
+        return strikes.add(Strike(self.tag, activity, gate=threading.Event(), **choice))
+
+    def fail(self, activity: str, error: Callable[[], BaseException], **choice: Any) -> Strike:
+        """Let the next activity of this type fail."""
+        return strikes.add(Strike(self.tag, activity, error=error, **choice))
+
+    async def reached(self, strike: Strike, timeout_s: float = SETTLE_S) -> None:
+        """Wait until a strike has struck."""
+        assert await asyncio.to_thread(strike.reached.wait, timeout_s), f"{strike.activity} was never called"
+
+    def started(self) -> list[str]:
+        """Types of the activities begun so far, in order, every attempt."""
+        return strikes.started(self.tag)
+
+    def target_disk(self, vm: str, disk: str = "vda") -> bytes:
+        """The bytes of a disk at the target now."""
+        return self.target.read_disk(vm, disk)
+
+    def before(self, vm: str) -> Before:
+        """The source VM as it is now."""
+        compute = MemoryCloud(self.source_name).compute
+        spec = compute.inspect(vm)
+        content = {disk.key: self.source.read_disk(vm, disk.key) for disk in spec.disks}
+        return Before(spec, content)
+
+    def assert_given_back(self, report: MigrationReport, before: Before, *, same_bytes: bool = True) -> None:
+        """The source is as it was, nothing of the migration is anywhere, and the report says so."""
+        assert report.outcome == "rolled_back", report
+        now = self.before(before.spec.ref)
+        assert now.spec.definition_digest == before.spec.definition_digest
+        assert now.spec.power is before.spec.power
+        assert now.spec.autostart is before.spec.autostart
+        if same_bytes:
+            assert now.content == before.content
+        self.assert_nothing_left(report)
+        assert MemoryCloud(self.target_name).compute.inventory() == []
+        assert report.source_restored in {True, None}
+
+    def assert_moved(self, report: MigrationReport, before: Before) -> None:
+        """The target runs on the source's bytes, the source is off and whole, nothing else is left."""
+        assert report.outcome == "completed", (report.reason, report.status.steps)
+        vm = before.spec
+        for disk in vm.disks:
+            assert self.target_disk(vm.name, disk.key) == self.source.read_disk(vm.ref, disk.key)
+        assert MemoryCloud(self.target_name).compute.inspect(vm.name).power is Power.RUNNING
+        assert self.before(vm.ref).spec.power is Power.OFF
+        assert self.before(vm.ref).spec.definition_digest == vm.definition_digest
+        self.assert_nothing_left(report)
+
+    def assert_nothing_left(self, report: MigrationReport) -> None:
+        """No object of ours on either cloud, nor a manifest."""
+        assert report.leftovers == ()
+        assert self.leftovers(report.status.migration) == []
+        assert not list(self.state_dir.glob("manifests/*"))
+        assert report.ledger.open_entries() == ()
 
     def leftovers(self, migration: str) -> list[str]:
         """What either cloud still holds of a migration, looked up past the ports."""
         return self.source.leftovers(migration) + self.target.leftovers(migration)
 
-    def data_worker(self) -> Worker:
-        """A mover for this test's site."""
+    def data_worker(self, *, host_limit: float | None = None) -> Worker:
+        """A mover for this test's site; ``host_limit`` in bytes per second."""
+        governor = Governor()
+        governor.set_host_limit(host_limit)
         activities = worker_module.data_activities(
-            self.clouds, self.state_dir, Governor(), no_progress_s=30.0, notify=None
+            self.clouds, self.state_dir, governor, no_progress_s=30.0, notify=None
         )
         return Worker(
             self.client,
             task_queue=f"data-{self.site}",
             activities=activities,
             activity_executor=ThreadPoolExecutor(8),
-            interceptors=[ErrorTranslation()],
+            interceptors=[ErrorTranslation(), Misfortune()],
             max_heartbeat_throttle_interval=worker_module.HEARTBEAT_THROTTLE,
         )
 
@@ -185,7 +272,7 @@ async def control_worker(client: Client) -> AsyncIterator[Worker]:
         activities=worker_module.control_activities(AnyCloud()),
         activity_executor=ThreadPoolExecutor(16),
         workflow_runner=runner(),
-        interceptors=[ErrorTranslation()],
+        interceptors=[ErrorTranslation(), Misfortune()],
         debug_mode=os.environ.get("WHIMBREL_TEST_DEBUG") == "1",
     )
     async with served:

@@ -11,10 +11,17 @@ from typing import Any, TypeVar
 import pytest
 from temporalio.client import Client
 
+import activities.probe
+from tests.workflows import strikes
 from tests.workflows.bench import Orchestrator, control_worker
 from whimbrel.runtime.devserver import DevServer, free_port
 
 T = TypeVar("T")
+SETTINGS = {
+    "frontend.WorkflowTimeSkippingEnabled": "true",
+    # No test that is not about it gets so far.
+    "limit.historyCount.suggestContinueAsNew": "900",
+}
 
 
 class Loop:
@@ -46,7 +53,7 @@ def loop() -> Iterator[Loop]:
 @pytest.fixture(scope="session")
 def client(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A dev server with our workflows and cloud calls served."""
-    server = DevServer(tmp_path_factory.mktemp("temporal"), free_port(), free_port())
+    server = DevServer(tmp_path_factory.mktemp("temporal"), free_port(), free_port(), SETTINGS)
     server.start()
     try:
         connected = loop.run(server.ready())
@@ -74,8 +81,10 @@ def run(loop: Loop) -> Callable[[Coroutine[Any, Any, T]], T]:
 
 
 @pytest.fixture
-def orchestrator(loop: Loop, client: Client, tmp_path: Path) -> Iterator[Orchestrator]:
+def orchestrator(loop: Loop, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Orchestrator]:
     """Two new clouds and a mover for them."""
+    # The probe watches a VM's writes for three seconds; a moment will do here.
+    monkeypatch.setattr(activities.probe, "DIRTY_WATCH_S", 0.05)
     made = Orchestrator(client, tmp_path / "state")
 
     async def enter() -> Any:
@@ -85,4 +94,5 @@ def orchestrator(loop: Loop, client: Client, tmp_path: Path) -> Iterator[Orchest
 
     mover = loop.run(enter())
     yield made
+    strikes.clear(made.tag)
     loop.run(mover.__aexit__(None, None, None))

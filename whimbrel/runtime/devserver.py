@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from temporalio.client import Client
@@ -44,6 +44,8 @@ class DevServer:
     directory: Path
     port: int
     ui_port: int
+    dynamic_config: dict[str, str] = field(default_factory=dict)
+    """Server settings by name, such as ``limit.historyCount.suggestContinueAsNew``."""
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -62,13 +64,18 @@ class DevServer:
         attributes = [
             word for name, kind in SEARCH_ATTRIBUTES.items() for word in ("--search-attribute", f"{name}={kind}")
         ]
+        settings = [
+            word
+            for name, value in self.dynamic_config.items()
+            for word in ("--dynamic-config-value", f"{name}={value}")
+        ]
         command = [
             temporal_binary(), "server", "start-dev",
             "--ip", "127.0.0.1", "--port", str(self.port), "--ui-port", str(self.ui_port),
             "--db-filename", str(self.directory / "temporal.db"),
             # Without these two a SQLite file is three times slower.
             "--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=normal",
-            "--log-level", "warn", *attributes,
+            "--log-level", "warn", *attributes, *settings,
         ]  # fmt: skip
         with (self.directory / "temporal.log").open("ab") as log:
             self.process = subprocess.Popen(
