@@ -93,6 +93,8 @@ def estimate(course: Course) -> Forecast | None:
         journal.rounds,
         now=workflow.now(),
         shrink_ratio=course.plan.rounds.shrink_ratio,
+        stop_s=course.plan.rounds.expected_stop_s,
+        boot_s=course.plan.rounds.expected_boot_s,
         dirty_hint=journal.dirty_hint,
         link_hint=journal.link_hint,
         data_bytes=sum(disk.size_bytes for disk in journal.vm.disks),

@@ -20,15 +20,15 @@ from whimbrel.model.progress import MigrationReport, MigrationStatus, Phase
 from whimbrel.runtime.exits import run_and_leave
 
 KEPT = Path(".state/demo")
-BASELINE_BYTES_PER_S = 24e6
-"""Slow enough that the worker can be killed in the middle."""
+LINK_BYTES_PER_S = 24e6
+"""Both modes get the same link, slow enough that the worker can be killed in the middle of the baseline."""
 
 
 class Teller:
     """Prints what happens, each change once, with the time since the start."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False)
+        self.console = Console(highlight=False, width=max(Console().width, 112))
         self._began = time.monotonic()
         self._said: tuple[Any, ...] = ()
 
@@ -50,7 +50,7 @@ class Teller:
 async def _kill_in_baseline(stage: Stage, teller: Teller, handle: WorkflowHandle[Any, MigrationReport]) -> None:
     """Wait until the baseline has copied a good part, kill the worker with SIGKILL, start another."""
     await until(handle, lambda now: now.phase is Phase.BASELINE, timeout_s=60)
-    await asyncio.sleep(0.4 * DATA_BYTES / BASELINE_BYTES_PER_S)
+    await asyncio.sleep(0.4 * DATA_BYTES / LINK_BYTES_PER_S)
     stage.workers[-1].kill()
     teller.say("[bold red]worker killed[/bold red] with SIGKILL in the middle of the baseline")
     await asyncio.to_thread(stage.start_worker)
@@ -84,11 +84,12 @@ async def _play(stage: Stage, teller: Teller) -> list[Proof]:
     teller.say("a guest boots on A and begins to write records")
     cold = await asyncio.to_thread(make_guest, stage, "app-cold")
     await asyncio.sleep(3)
-    proofs.append(await migrate(client, stage, cold, demo_plan(stage, "app-cold", "cold"), on_status=teller.status))
+    plan = demo_plan("app-cold", "cold", bandwidth_bytes_per_s=LINK_BYTES_PER_S)
+    proofs.append(await migrate(client, stage, cold, plan, on_status=teller.status))
     await asyncio.to_thread(cold.destroy, "b")
     teller.say("the same content again, incrementally, with the worker killed on the way")
     warm = await asyncio.to_thread(make_guest, stage, "app-live")
-    plan = demo_plan(stage, "app-live", "incremental", bandwidth_bytes_per_s=BASELINE_BYTES_PER_S)
+    plan = demo_plan("app-live", "incremental", bandwidth_bytes_per_s=LINK_BYTES_PER_S)
 
     async def disturb(handle: WorkflowHandle[Any, MigrationReport]) -> None:
         await _kill_in_baseline(stage, teller, handle)

@@ -80,9 +80,8 @@ def fill(disk: str, offset: int, length: int) -> None:
         raise RuntimeError(f"qemu-io could not fill {disk}: {done.stderr.strip()}")
 
 
-def demo_plan(stage: Stage, vm: str, mode: Mode, **changes: Any) -> VmPlan:
+def demo_plan(vm: str, mode: Mode, **changes: Any) -> VmPlan:
     """A plan between the two lab clouds that waits at the confirm gate."""
-    del stage
     base: dict[str, Any] = {
         "plan": "demo",
         "vm": vm,
@@ -91,9 +90,16 @@ def demo_plan(stage: Stage, vm: str, mode: Mode, **changes: Any) -> VmPlan:
         "target": CLOUD_NAMES["b"],
         "networks": {"*": "lab", "user": "user"},
         "storage": {"*": "default"},
-        "rounds": {"outage_budget_s": 30.0, "min_interval_s": 2.0, "max_interval_s": 10.0},
+        "rounds": {
+            "outage_budget_s": 15.0,
+            "min_interval_s": 2.0,
+            "max_interval_s": 10.0,
+            # A lab guest: busybox, no services.
+            "expected_stop_s": 2.0,
+            "expected_boot_s": 7.0,
+        },
         "stop": {"graceful_timeout_s": 30.0},
-        "health": {"checks": [{"kind": "console", "pattern": "WB R"}], "timeout_s": 120.0},
+        "health": {"checks": [{"kind": "console", "pattern": "WBREC1 kind=run"}], "timeout_s": 120.0},
     }
     return VmPlan.model_validate({**base, **changes})
 
@@ -153,7 +159,7 @@ async def migrate(
     if disturb is not None:
         await disturb(handle)
     await until(handle, lambda now: now.phase is Phase.CONFIRM, timeout_s=240, on_status=on_status)
-    await asyncio.to_thread(guest.wait_console, rf"WB R .*boot={boot_before + 1} ", timeout_s=60)
+    await asyncio.to_thread(guest.wait_console, rf"WBREC1 kind=run boot={boot_before + 1} ", timeout_s=60)
     await handle.execute_update(verbs.CONFIRM, Verb(by="demo"))
     report = await handle.result()
     return await asyncio.to_thread(prove, stage, guest, plan, report, boot_before)

@@ -32,6 +32,10 @@ class RoundsSection(YamlModel):
     """``manual`` keeps synchronising until the operator says ``cutover``. Default auto."""
     if_not_converging: Literal["wait", "cutover"] | None = None
     """What happens when rounds no longer shrink. Default wait."""
+    expected_stop_s: DurationS | None = Field(default=None, alias="expected_stop")
+    """How long this guest takes to shut down; part of the forecast outage. Default 10s."""
+    expected_boot_s: DurationS | None = Field(default=None, alias="expected_boot")
+    """How long it takes to boot and pass its health checks; part of the forecast outage. Default 15s."""
 
 
 class WindowSection(YamlModel):

@@ -11,8 +11,6 @@ from typing import Literal
 
 from whimbrel.model.endpoint import Frozen
 
-DEFAULT_STOP_S = 10.0
-DEFAULT_BOOT_S = 15.0
 ROUND_OVERHEAD_S = 1.5
 """Opening and closing a point in time costs about this however little has changed."""
 
@@ -101,8 +99,8 @@ def forecast(
     *,
     now: datetime,
     shrink_ratio: float,
-    stop_s: float = DEFAULT_STOP_S,
-    boot_s: float = DEFAULT_BOOT_S,
+    stop_s: float,
+    boot_s: float,
     dirty_hint: float | None = None,
     link_hint: float | None = None,
     data_bytes: int | None = None,

@@ -47,6 +47,10 @@ class RoundPolicy(Frozen):
     cutover: Literal["auto", "manual"] = "auto"
     """``manual`` holds (and keeps synchronising) until the operator says ``cutover``."""
     if_not_converging: Literal["wait", "cutover"] = "wait"
+    expected_stop_s: NonNegative = 10.0
+    """How long this guest takes to shut down: part of the forecast, until it is measured."""
+    expected_boot_s: NonNegative = 15.0
+    """How long the rebuilt guest takes until its health checks pass: part of the forecast."""
 
     @model_validator(mode="after")
     def _ordered(self) -> RoundPolicy:

@@ -81,8 +81,8 @@ class Outage(Frozen):
     healthy_at: datetime | None = None
 
     def seconds(self) -> float | None:
-        """From the stop request to the target VM running; None while it lasts."""
-        return (self.started_at - self.stop_requested_at).total_seconds() if self.started_at else None
+        """From the stop request until the target passed its health checks; None while it lasts."""
+        return (self.healthy_at - self.stop_requested_at).total_seconds() if self.healthy_at else None
 
 
 class DiskProgress(Frozen):

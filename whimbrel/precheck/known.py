@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from whimbrel.model.facts import DiskFacts, NetworkFacts, PoolFacts
 from whimbrel.model.finding import PrecheckFacts
-from whimbrel.model.forecast import DEFAULT_BOOT_S, DEFAULT_STOP_S, ROUND_OVERHEAD_S, Forecast, forecast
+from whimbrel.model.forecast import ROUND_OVERHEAD_S, Forecast, forecast
 from whimbrel.model.vm import Capabilities, DiskSpec, NicSpec, VmSpec
 from whimbrel.precheck.rule import FactMissing
 
@@ -130,22 +130,25 @@ def outage(facts: PrecheckFacts) -> Forecast:
     vm, link = the_vm(facts), link_bytes_per_s(facts)
     total = data_bytes(vm)
     moment = facts.path.measured_at or facts.target.clock or facts.source.clock or datetime.fromtimestamp(0, UTC)
+    rounds = facts.plan.rounds
     if facts.plan.mode == "cold":
         delta_s = total / link + ROUND_OVERHEAD_S
         return Forecast(
             made_at=moment,
-            stop_s=DEFAULT_STOP_S,
+            stop_s=rounds.expected_stop_s,
             delta_bytes=float(total),
             delta_s=delta_s,
-            boot_s=DEFAULT_BOOT_S,
-            outage_s=DEFAULT_STOP_S + delta_s + DEFAULT_BOOT_S,
+            boot_s=rounds.expected_boot_s,
+            outage_s=rounds.expected_stop_s + delta_s + rounds.expected_boot_s,
             converges=None,
             link_bytes_per_s=link,
         )
     made = forecast(
         (),
         now=moment,
-        shrink_ratio=facts.plan.rounds.shrink_ratio,
+        shrink_ratio=rounds.shrink_ratio,
+        stop_s=rounds.expected_stop_s,
+        boot_s=rounds.expected_boot_s,
         dirty_hint=dirty_bytes_per_s(facts),
         link_hint=link,
         data_bytes=total,
