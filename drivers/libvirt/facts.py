@@ -48,12 +48,12 @@ def source_facts(cloud: str, connection: Connection, vm: str) -> SourceFacts:
     try:
         able = capabilities(connection)
         with connection.using(f"gathering facts of {vm}", vm=vm) as conn:
-            return _source(cloud, conn, domains.get(conn, vm), able)
+            return _source(cloud, conn, domains.get(conn, vm), able, _clock(connection))
     except Unavailable as error:
         return SourceFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
 
 
-def _source(cloud: str, conn: Any, domain: Any, able: Capabilities) -> SourceFacts:
+def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, clock: datetime | None) -> SourceFacts:
     live = domain_xml.parse(domain.XMLDesc())
     written = domain_xml.parse(domains.definition(domain))
     spec = domains.spec(conn, domain)
@@ -82,11 +82,16 @@ def _source(cloud: str, conn: Any, domain: Any, able: Capabilities) -> SourceFac
         guest_os=told.os if told is not None else None,
         definition_pending=_definition_pending(domain, live, written),
         hypervisor_version=able.version,
-        clock=datetime.now(UTC) if conn.getURI().startswith("qemu:///") else None,
+        clock=clock,
         capabilities=able,
         bandwidth_limits=tuple(_limits(written)),
         network_filters=tuple(node.get("filter", "") for node in written.findall("devices/interface/filterref")),
     )
+
+
+def _clock(connection: Connection) -> datetime | None:
+    """The host's clock: libvirt has no call for it, so it is known only where the host is this one."""
+    return datetime.now(UTC) if connection.host is None else None
 
 
 def _attribute(node: ET.Element, child: str, name: str) -> str:
@@ -167,6 +172,7 @@ def _disk_facts(conn: Any, domain: Any, live: ET.Element, spec: VmSpec) -> list[
     known = checkpoints.read(domain) if domain.isPersistent() else []
     nodes = tracking.running_nodes(domain) if domain.isActive() and conn.getType() == "QEMU" else {}
     damaged = tracking.damage(known, nodes)
+    internal = int(domain.snapshotNum(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL))
     found = []
     for disk in spec.disks:
         mine = {disk.location, *disk.backing_chain}
@@ -182,7 +188,7 @@ def _disk_facts(conn: Any, domain: Any, live: ET.Element, spec: VmSpec) -> list[
                 stale_tracking=tuple(sorted(f"{name}: {damaged[name]}" for name in names if name in damaged)),
                 foreign_tracking=tuple(sorted(name for name in names if not name.startswith(f"{PREFIX}-"))),
                 sector_bytes=_sector_bytes(live, disk.key),
-                internal_snapshots=0,
+                internal_snapshots=internal if disk.format.startswith("qcow2") else 0,
                 encrypted=written[disk.key].encrypted or (top is not None and top.encrypted),
             )
         )
@@ -233,7 +239,7 @@ def target_facts(cloud: str, connection: Connection, volumes: LibvirtVolumes, ne
                 cpu_models=caps.cpu_models,
                 disk_buses=caps.disk_buses,
                 hypervisor_version=able.version,
-                clock=datetime.now(UTC) if conn.getURI().startswith("qemu:///") else None,
+                clock=_clock(connection),
                 capabilities=able,
                 leftovers=tuple(_leftovers(conn, vms)),
                 can_create=not connection.read_only,

@@ -12,6 +12,8 @@ import libvirt
 from whimbrel.model.vm import Firmware
 
 KIB = 1024
+BACKUP_SINCE = 7_002_000
+"""libvirt 7.2 turned incremental backup on for every QEMU that can do it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,17 @@ def domain_capabilities(conn: Any) -> DomainCapabilities:
     """Of the host's own architecture, with acceleration if there is any. Raises libvirtError.
 
     A CPU model counts as usable when it is so with acceleration or without: emulated VMs may have models that the
-    host's CPU cannot run.
+    host's CPU cannot run. A read-only connection may not ask; what the libvirt version brings is assumed then.
     """
+    try:
+        return _asked_capabilities(conn)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_OPERATION_DENIED:
+            raise
+        return DomainCapabilities(backup=conn.getLibVersion() >= BACKUP_SINCE)
+
+
+def _asked_capabilities(conn: Any) -> DomainCapabilities:
     best = read_domain_capabilities(conn.getDomainCapabilities(None, None, None, None, 0))
     with suppress(libvirt.libvirtError):
         emulated = read_domain_capabilities(conn.getDomainCapabilities(None, None, None, "qemu", 0))

@@ -7,7 +7,7 @@ its image locks keep everybody else (also a start of the VM) away from the disks
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -60,7 +60,13 @@ class Mover:
                 self._end(domain)
                 domain = None
             if domain is None:
+                self._refuse_second_writer(conn, key, disks)
                 domain = self._create(conn, key, disks, migration=migration, writable=writable, note=note)
+                try:
+                    self._refuse_second_writer(conn, key, disks)
+                except Conflict:
+                    self._end(domain)
+                    raise
             address = self._serve(domain, key)
             by_alias = qmp.disk_nodes(domain)
             mark = _mark(domain)
@@ -109,28 +115,30 @@ class Mover:
 
     def sessions(self, migration: str | None = None) -> list[str]:
         """Names of the sessions that exist (of ``migration``, if given)."""
-        found = []
         with self._connection.using("listing mover sessions") as conn:
-            for domain in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
-                with suppress(libvirt.libvirtError):
-                    mark = tag.find(domain_xml.parse(domain.XMLDesc()))
-                    if mark is None or mark.get("role") != "session":
-                        continue
-                    if migration is None or mark.get("migration") == migration:
-                        found.append(domain.name())
-        return sorted(found)
+            return sorted(name for name, mark, _ in _marked(conn) if migration in {None, mark.get("migration")})
 
     def holding(self, location: str, *, migration: str) -> Any | None:
         """The domain of this migration's session that has the image at ``location`` open."""
         with self._connection.using("looking for a mover session") as conn:
-            for name in self.sessions(migration):
-                domain = self._find(conn, name)
-                if domain is None:
-                    continue
-                disks = domain_xml.disks(domain_xml.parse(domain.XMLDesc()))
-                if any(disk.location == location for disk in disks):
-                    return domain
+            for name, mark, xml in _marked(conn):
+                held = {disk.location for disk in domain_xml.disks(xml)}
+                if mark.get("migration") == migration and location in held:
+                    return self._find(conn, name)
         return None
+
+    def _refuse_second_writer(self, conn: Any, key: str, disks: Sequence[SessionDisk]) -> None:
+        """QEMU's locks keep two sessions from one qcow2, but ``share-rw`` lets both open the same raw image.
+
+        Looked at before and after a session is made: of two that are made at once, none or one stays.
+        """
+        wanted = {disk.location for disk in disks}
+        for name, mark, xml in _marked(conn):
+            if name == key or mark.get("mode") != "write":
+                continue
+            both = wanted & {disk.location for disk in domain_xml.disks(xml)}
+            if both:
+                raise Conflict(f"{min(both)} is being written by mover session {name}", session=name)
 
     def _find(self, conn: Any, key: str) -> Any | None:
         try:
@@ -201,7 +209,7 @@ class Mover:
                 mark.set("port", str(address.port))
                 domain.setMetadata(
                     libvirt.VIR_DOMAIN_METADATA_ELEMENT,
-                    ET.tostring(mark, encoding="unicode"),
+                    _plain(mark),
                     tag.PREFIX,
                     tag.NAMESPACE,
                     libvirt.VIR_DOMAIN_AFFECT_LIVE,
@@ -253,9 +261,24 @@ class Mover:
             self._reach.clean(address)
 
 
+def _marked(conn: Any) -> Iterator[tuple[str, ET.Element, ET.Element]]:
+    """Name, mark and XML of every mover session that runs."""
+    for domain in conn.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        with suppress(libvirt.libvirtError):
+            xml = domain_xml.parse(domain.XMLDesc())
+            mark = tag.find(xml)
+            if mark is not None and mark.get("role") == "session":
+                yield domain.name(), mark, xml
+
+
 def _mark(domain: Any) -> ET.Element:
     mark = tag.find(domain_xml.parse(domain.XMLDesc()))
     return mark if mark is not None else ET.Element(tag.ELEMENT)
+
+
+def _plain(mark: ET.Element) -> str:
+    """The mark as ``virDomainSetMetadata`` takes it: libvirt itself puts it into the namespace."""
+    return ET.tostring(ET.Element(mark.tag.rpartition("}")[2], mark.attrib), encoding="unicode")
 
 
 def _export_id(key: str) -> str:

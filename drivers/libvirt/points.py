@@ -65,7 +65,7 @@ class LibvirtPoints:
         """Newest first, so that every merge goes to a bitmap that is still there."""
         known = checkpoints.read(domain)
         bad = tracking.damage(known, nodes)
-        running = holder.UUIDString() == domain.UUIDString()
+        running = bool(domain.isActive())
         for entry in reversed(known):
             if entry.name in keep or not naming.owns_point(entry.name, migration):
                 continue
@@ -87,6 +87,8 @@ class LibvirtPoints:
     @staticmethod
     def _fresh(domain: Any, holder: Any, nodes: Mapping[str, qmp.Node]) -> dict[str, qmp.Node]:
         """The same images asked anew: bitmaps change as others are removed."""
+        if not nodes:
+            return {}
         if holder.UUIDString() == domain.UUIDString():
             return tracking.running_nodes(domain)
         by_name = {node.name: node for node in qmp.disk_nodes(holder).values()}

@@ -110,8 +110,10 @@ class LivePoints:
                 scratch=job.disks[0].scratch if job.disks else "",
             )
         served = {disk.name for disk in job.disks}
-        if owner == key and served >= set(wanted) and job.since in {since, None}:
-            return job
+        if owner == key and served >= set(wanted):
+            bases = self._bases(domain, wanted, since)
+            if all(bases.get(disk.name) == disk.since for disk in job.disks if disk.name in wanted):
+                return job
         self.end(domain.connect(), domain, job)
         return None
 
