@@ -128,9 +128,9 @@ def sample_status(**changes: Any) -> MigrationStatus:
         "outage": Outage(
             stop_requested_at=at(114),
             stopped_at=at(117.5),
-            final_delta_done_at=at(120.5),
-            started_at=at(124.5),
-            healthy_at=at(131),
+            final_delta_done_at=at(119.0),
+            started_at=at(119.5),
+            healthy_at=at(124.5),
         ),
         "verify": tuple(
             VerifyRecord(

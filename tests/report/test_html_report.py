@@ -87,9 +87,9 @@ def test_timeline_has_a_row_for_each_step_and_the_outage(page: Page) -> None:
 
 def test_parts_of_the_outage_add_up(page: Page) -> None:
     cells = [text for name, text in page.texts if name == "td"]
-    names = ("guest stops", "last changes are copied", "target is built and runs")
+    names = ("guest stops", "last changes are copied", "target is built and runs", "guest boots, health checks pass")
     parts = {cells[index]: cells[index + 1] for index, text in enumerate(cells) if text in names}
-    assert parts == {"guest stops": "3.5 s", "last changes are copied": "3 s", "target is built and runs": "4 s"}
+    assert parts == dict(zip(names, ("3.5 s", "1.5 s", "500 ms", "5 s"), strict=True))
 
 
 def test_ledger_findings_and_trouble() -> None:
@@ -226,7 +226,7 @@ def test_report_of_a_refused_migration_has_no_plots() -> None:
 def test_outage_that_has_not_ended() -> None:
     outage = Outage(stop_requested_at=at(100), stopped_at=at(104))
     page = Page(render(sample_report(sample_status(outage=outage, score=None))))
-    assert "Outage=the target did not start" in page.rows()
+    assert "Outage=the target did not pass its checks" in page.rows()
     assert "not ended" in page.words
     assert page.named("circle", "mark") == []
 

@@ -232,10 +232,10 @@ def _timeline(report: MigrationReport) -> Markup | str:
     outcomes = list(dict.fromkeys(step.outcome for step in status.steps))
     legend = el("p", *(el("span", el("i", class_=f"key {one}"), one) for one in outcomes), class_="legend")
     shade = None
-    if status.outage is not None and status.outage.started_at is not None:
+    if status.outage is not None and status.outage.healthy_at is not None:
         shade = (
             _since(report, status.outage.stop_requested_at),
-            _since(report, status.outage.started_at),
+            _since(report, status.outage.healthy_at),
             f"outage {outage_text(report)}",
         )
     rows: list[tuple[object, ...]] = [

@@ -23,7 +23,7 @@ def outage_text(report: MigrationReport) -> str:
     if outage is None:
         return "none: the guest was not stopped"
     seconds = outage.seconds()
-    return "the target did not start" if seconds is None else duration_text(seconds)
+    return "the target did not pass its checks" if seconds is None else duration_text(seconds)
 
 
 def outage_parts(outage: Outage) -> list[tuple[str, float]]:
@@ -33,7 +33,7 @@ def outage_parts(outage: Outage) -> list[tuple[str, float]]:
         ("guest stops", outage.stopped_at),
         ("last changes are copied", outage.final_delta_done_at),
         ("target is built and runs", outage.started_at),
-        ("health checks pass (not outage)", outage.healthy_at),
+        ("guest boots, health checks pass", outage.healthy_at),
     ):
         if moment is not None:
             parts.append((name, (moment - before).total_seconds()))
