@@ -29,11 +29,12 @@ from whimbrel.errors import (
 BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError]], ...] = tuple(
     (re.compile(words, re.IGNORECASE), kind)
     for words, kind in (
+        # ssh tells of refused keys through a connection that breaks, so this comes before what breaks connections.
+        (r"authentication (failed|unavailable)|permission denied \(publickey|host key verification", AuthFailed),
         (r"no space left|disk quota exceeded|not enough free space|file too large", QuotaExceeded),
         (r"client socket is closed|connection (refused|reset|timed out)|broken pipe|no route to host", Unavailable),
         (r"end of file while reading|keepalive|cannot (recv|write|read) data|network is unreachable", Unavailable),
         (r"unable to resolve|failed to connect|connection closed|no connection driver", Unavailable),
-        (r"authentication (failed|unavailable)|permission denied \(publickey|host key verification", AuthFailed),
         (r"failed to get (shared )?\"\w+\" lock|another process using the image|already in use by", Conflict),
         (r"permission denied|read.only access|forbidden|operation not permitted", PermissionDenied),
         (r"missing or broken bitmap|bitmap '[^']*' .*(inconsistent|not found)|inconsistent.*bitmap", BaseLost),
@@ -104,7 +105,9 @@ def translate(error: libvirt.libvirtError, doing: str, **evidence: str) -> Whimb
     """The error to raise in place of ``error``, met while ``doing`` (a gerund phrase: "starting vm1")."""
     text = " ".join(str(error).split())
     code = error.get_error_code()
-    kind = Unavailable if is_dead_connection(error) else kind_of(code if code is not None else -1, text)
+    kind = kind_of(code if code is not None else -1, text)
+    if is_dead_connection(error) and kind is not AuthFailed:
+        kind = Unavailable
     return kind(f"{doing} failed: {text}", cause=error, libvirt_code=code, **evidence)
 
 

@@ -14,6 +14,7 @@ import libvirt
 from drivers.libvirt import checkpoints, domain_xml, domains, guest, host, images, tag, tracking
 from drivers.libvirt.backup_xml import SCRATCH_SUFFIX
 from drivers.libvirt.connection import Connection
+from drivers.libvirt.network import read_network
 from drivers.libvirt.points_live import current_job
 from drivers.libvirt.volumes import LibvirtVolumes, all_volumes
 from whimbrel.errors import Conflict, Unavailable
@@ -48,12 +49,12 @@ def source_facts(cloud: str, connection: Connection, vm: str) -> SourceFacts:
     try:
         able = capabilities(connection)
         with connection.using(f"gathering facts of {vm}", vm=vm) as conn:
-            return _source(cloud, conn, domains.get(conn, vm), able, _clock(connection))
+            return _source(cloud, conn, domains.get(conn, vm), able, connection)
     except Unavailable as error:
         return SourceFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
 
 
-def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, clock: datetime | None) -> SourceFacts:
+def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, connection: Connection) -> SourceFacts:
     live = domain_xml.parse(domain.XMLDesc())
     written = domain_xml.parse(domains.definition(domain))
     spec = domains.spec(conn, domain)
@@ -82,8 +83,10 @@ def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, clock: datet
         guest_os=told.os if told is not None else None,
         definition_pending=_definition_pending(domain, live, written),
         hypervisor_version=able.version,
-        clock=clock,
+        clock=_clock(connection),
         capabilities=able,
+        can_act=not connection.read_only,
+        network_mtus=_network_mtus(conn, spec),
         bandwidth_limits=tuple(_limits(written)),
         network_filters=tuple(node.get("filter", "") for node in written.findall("devices/interface/filterref")),
     )
@@ -92,6 +95,17 @@ def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, clock: datet
 def _clock(connection: Connection) -> datetime | None:
     """The host's clock: libvirt has no call for it, so it is known only where the host is this one."""
     return datetime.now(UTC) if connection.host is None else None
+
+
+def _network_mtus(conn: Any, spec: VmSpec) -> dict[str, int]:
+    """MTUs of the libvirt networks that the VM is plugged into, where the network's definition names one."""
+    found = {}
+    for name in {nic.network for nic in spec.nics}:
+        with suppress(libvirt.libvirtError):  # bridges and user networking are no networks of libvirt
+            mtu = read_network(conn.networkLookupByName(name).XMLDesc(), active=True).mtu
+            if mtu is not None:
+                found[name] = mtu
+    return found
 
 
 def _attribute(node: ET.Element, child: str, name: str) -> str:
@@ -128,8 +142,9 @@ def _running_job(domain: Any) -> str | None:
         return error.message
     if job is not None and not (job.key or "").startswith(f"{PREFIX}-"):
         return "a pull-mode backup of another tool"
+    ours = {disk.name for disk in job.disks} if job is not None else set()
     for disk in domain_xml.disks(domain_xml.parse(domain.XMLDesc())):
-        if disk.location and domain.blockJobInfo(disk.key, 0):
+        if disk.location and disk.key not in ours and domain.blockJobInfo(disk.key, 0):
             return f"a block job on disk {disk.key}"
     return None
 
@@ -175,7 +190,7 @@ def _disk_facts(conn: Any, domain: Any, live: ET.Element, spec: VmSpec) -> list[
     internal = int(domain.snapshotNum(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL))
     found = []
     for disk in spec.disks:
-        mine = {disk.location, *disk.backing_chain}
+        below = set(disk.backing_chain)
         top = images.find_volume(conn, disk.location)
         names = {name for entry in known for key, name in entry.bitmaps.items() if key == disk.key}
         if disk.key in nodes:
@@ -184,7 +199,8 @@ def _disk_facts(conn: Any, domain: Any, live: ET.Element, spec: VmSpec) -> list[
             DiskFacts(
                 key=disk.key,
                 chain_complete=disk.size_bytes > 0 and images.chain_below(conn, top, written[disk.key].chain)[1],
-                chain_shared_with=tuple(sorted(name for name, used in others.items() if used & mine)),
+                chain_shared_with=tuple(sorted(name for name, used in others.items() if used & below)),
+                image_shared_with=tuple(sorted(name for name, used in others.items() if disk.location in used)),
                 stale_tracking=tuple(sorted(f"{name}: {damaged[name]}" for name in names if name in damaged)),
                 foreign_tracking=tuple(sorted(name for name in names if not name.startswith(f"{PREFIX}-"))),
                 sector_bytes=_sector_bytes(live, disk.key),
