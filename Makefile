@@ -18,7 +18,7 @@ PYTEST_FLAGS ?=
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 
-.PHONY: help setup system lint test test-unit test-lab test-e2e demo bench chaos lab-kvm lab-down clean
+.PHONY: help setup system lint test test-unit test-lab test-e2e demo demo-end bench chaos lab-kvm lab-down clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ test-e2e: system setup ## whole migrations
 
 demo: system setup ## a running VM moves between two clouds; KEEP=1 leaves everything up
 	$(BIN)/python -m labs.demo $(if $(KEEP),--keep)
+
+demo-end: setup ## end what `make demo KEEP=1` left up
+	$(BIN)/python -m labs.demo --end
 
 bench: system setup ## copy speed against nbdcopy
 	$(BIN)/python -m tests.bench.copy_bench

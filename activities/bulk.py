@@ -27,6 +27,13 @@ Notify = Callable[[str, str, CopyMark], None]
 """Sends a mark to a workflow: (workflow id, run id, mark); must not block or raise."""
 
 
+def _sent_before(info: activity.Info) -> int:
+    for detail in info.heartbeat_details:
+        if isinstance(detail, dict) and isinstance(detail.get("sent_bytes"), int):
+            return int(detail["sent_bytes"])
+    return 0
+
+
 class BulkWatch:
     """Context manager around one bulk activity; ``should_stop`` and ``moved`` may be called from any thread."""
 
@@ -41,6 +48,8 @@ class BulkWatch:
         self._marked_percent = 0
         self._marked_at = time.monotonic()
         info = activity.info()
+        self.sent_before_bytes = _sent_before(info)
+        """What earlier attempts told they had sent; for the figures only."""
         self._workflow = (info.workflow_id or "", info.workflow_run_id or "")
         context = contextvars.copy_context()
         self._thread = threading.Thread(target=context.run, args=(self._watch,), name=f"watch-{disk}", daemon=True)
@@ -75,7 +84,7 @@ class BulkWatch:
             update={
                 "done_bytes": done,
                 "total_bytes": total,
-                "sent_bytes": sent,
+                "sent_bytes": self.sent_before_bytes + sent,
                 "rate_bytes_per_s": rate_bytes_per_s,
                 "eta_s": eta_s,
             }

@@ -134,9 +134,11 @@ class CopyActivities:
             verify_round(target, manifest, lanes=job.lanes, governor=self._governor, should_stop=watch.should_stop)
         return CopyDiskResult(
             disk=job.source.key,
-            changed_bytes=changed_bytes if changed_bytes is not None else result.sent_bytes + result.zeroed_bytes,
+            changed_bytes=watch.sent_before_bytes + result.sent_bytes + result.zeroed_bytes
+            if changed_bytes is None
+            else changed_bytes,
             read_bytes=result.read_bytes,
-            sent_bytes=result.sent_bytes,
+            sent_bytes=watch.sent_before_bytes + result.sent_bytes,
             zeroed_bytes=result.zeroed_bytes,
             skipped_bytes=result.skipped_bytes,
             elapsed_s=result.elapsed_s,

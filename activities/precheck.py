@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
+import ssl
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 from temporalio import activity
@@ -12,8 +16,20 @@ from whimbrel.contracts.activity_io import PrecheckAnswer, PrecheckRequest
 from whimbrel.errors import Conflict, NotFound
 from whimbrel.model.facts import PathFacts, SourceFacts, TargetFacts
 from whimbrel.model.finding import PrecheckFacts, PrecheckResult
+from whimbrel.model.plan import CommandCheck
 from whimbrel.ports.cloud import CloudRegistry
 from whimbrel.precheck.registry import run_rules
+
+
+def tools() -> dict[str, str]:
+    """Versions of what this mover runs on: everything else is in the hypervisors."""
+    return {
+        "python": platform.python_version(),
+        "whimbrel": metadata.version("whimbrel"),
+        "temporalio": metadata.version("temporalio"),
+        "xxhash": metadata.version("xxhash"),
+        "tls": ssl.OPENSSL_VERSION,
+    }
 
 
 class PrecheckActivities:
@@ -42,8 +58,21 @@ class PrecheckActivities:
         else:
             self._state_dir.mkdir(parents=True, exist_ok=True)
             path = PathFacts(state_free_bytes=shutil.disk_usage(self._state_dir).free)
+        found: dict[str, object] = {
+            "measured_at": datetime.now(UTC),
+            "tools": tools(),
+            "commands": {
+                check.argv[0]: shutil.which(check.argv[0]) or ""
+                for check in plan.health.checks
+                if isinstance(check, CommandCheck)
+            },
+        }
         if source_facts.clock is not None and target_facts.clock is not None:
-            skew_s = abs((source_facts.clock - target_facts.clock).total_seconds())
-            path = path.model_copy(update={"clock_skew_s": skew_s})
+            found["clock_skew_s"] = abs((source_facts.clock - target_facts.clock).total_seconds())
+        if path.read_bytes_per_s is None and wanted.link_hint is not None:
+            found |= {"read_bytes_per_s": wanted.link_hint, "write_bytes_per_s": wanted.link_hint}
+        if path.dirty_bytes_per_s is None and wanted.dirty_hint is not None:
+            found["dirty_bytes_per_s"] = wanted.dirty_hint
+        path = path.model_copy(update=found)
         judged = PrecheckFacts(plan=plan, source=source_facts, target=target_facts, path=path, stage=wanted.stage)
         return PrecheckAnswer(result=PrecheckResult(findings=run_rules(judged), path=path))

@@ -5,6 +5,7 @@ Everything lives under one directory; processes are real and separate, so that t
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,15 @@ from whimbrel.runtime.devserver import DevServer, free_port
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLOUD_NAMES = {"a": "kvm-a", "b": "kvm-b"}
+
+
+def _started(pid: int) -> str | None:
+    """Start time of a process in clock ticks since boot (proc(5), field 22 of stat); None if there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[19]
 
 
 @dataclass
@@ -123,6 +133,28 @@ class Stage:
                 raise RuntimeError(f"the worker did not start: {log.read_text()[-2000:]}")
             time.sleep(0.1)
         return worker
+
+    def keep(self) -> None:
+        """Write down what runs, so that another process can end it with ``end_kept``."""
+        running = [worker.process for worker in self.workers if worker.alive]
+        if self.server.process is not None:
+            running.append(self.server.process)
+        kept = [{"pid": process.pid, "started": _started(process.pid)} for process in running]
+        (self.directory / "kept.json").write_text(json.dumps(kept))
+
+    def end_kept(self) -> int:
+        """End what an earlier process has kept, and the lab; how many processes were ended."""
+        path = self.directory / "kept.json"
+        kept = json.loads(path.read_text()) if path.exists() else []
+        ended = 0
+        for one in kept:
+            # A pid may belong to somebody else by now; its start time tells.
+            if _started(one["pid"]) == one["started"]:
+                os.kill(one["pid"], signal.SIGTERM)
+                ended += 1
+        path.unlink(missing_ok=True)
+        self.lab.down()
+        return ended
 
     def down(self, *, with_lab: bool = True) -> None:
         """End every process of this stage."""

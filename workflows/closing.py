@@ -67,7 +67,7 @@ async def _check(course: Course) -> None:
         result = await call(
             HealthActivities.check,
             wanted,
-            summary=f"health: {len(plan.health.checks)} checks",
+            summary=f"health checks ({1 + len(plan.health.checks)})",
             schedule_to_close=timedelta(seconds=plan.health.timeout_s),
         )
     except ActivityError as error:

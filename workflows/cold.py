@@ -10,7 +10,7 @@ from whimbrel.model.progress import MigrationReport
 from workflows.closing import RollbackWanted, commit, confirm, verify
 from workflows.cutover import Retreated, cutover
 from workflows.migration import Ending, Migration
-from workflows.opening import line, precheck, prepare
+from workflows.opening import precheck, prepare
 
 
 @workflow.defn(name=COLD)
@@ -32,7 +32,7 @@ class ColdMigration(Migration):
         course = self.course
         blocking = await precheck(course)
         if blocking:
-            self._reason = "; ".join(line(finding) for finding in blocking)
+            self._reason = "; ".join(finding.line for finding in blocking)
             return "refused"
         await prepare(course)
         while True:

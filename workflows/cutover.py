@@ -29,6 +29,7 @@ from whimbrel.contracts.activity_io import (
 from whimbrel.contracts.migration import UndoStep
 from whimbrel.contracts.timeouts import CUTOVER
 from whimbrel.errors import PreconditionFailed
+from whimbrel.model.forecast import dirty_rate, link_rate
 from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import point_key, writer_key
 from whimbrel.model.progress import Outage, Phase
@@ -36,7 +37,7 @@ from whimbrel.model.vm import Power, TargetVm
 from workflows.calls import call
 from workflows.copying import run_round
 from workflows.course import Course
-from workflows.opening import line, mapped_nics
+from workflows.opening import mapped_nics
 from workflows.undo import unwind
 from workflows.verifying import compare_all
 
@@ -86,14 +87,22 @@ async def retreat(course: Course, mark: int, found: failure.Failure) -> None:
 
 
 async def _last_precheck(course: Course) -> None:
-    request = PrecheckRequest(plan=course.plan, stage="cutover", probe=False, migration=course.journal.migration)
+    journal = course.journal
+    request = PrecheckRequest(
+        plan=course.plan,
+        stage="cutover",
+        probe=False,
+        migration=journal.migration,
+        link_hint=link_rate(journal.rounds) or journal.link_hint,
+        dirty_hint=dirty_rate(journal.rounds) or journal.dirty_hint,
+    )
     answer = await call(
         PrecheckActivities.run, request, summary="check again before the stop", queue=course.data_queue, timing=CUTOVER
     )
     blocking = answer.result.blocking()
     if blocking:
         raise ApplicationError(
-            "; ".join(line(finding) for finding in blocking),
+            "; ".join(finding.line for finding in blocking),
             {"action": blocking[0].action},
             type=PreconditionFailed.__name__,
             non_retryable=True,

@@ -10,7 +10,7 @@ from whimbrel.model.progress import MigrationReport, Phase
 from workflows.closing import RollbackWanted, commit, confirm, verify
 from workflows.cutover import Retreated, cutover
 from workflows.migration import Ending, Migration
-from workflows.opening import line, precheck, prepare
+from workflows.opening import precheck, prepare
 from workflows.rounds import baseline, rounds
 
 
@@ -34,7 +34,7 @@ class IncrementalMigration(Migration):
         if not course.journal.resumed:
             blocking = await precheck(course)
             if blocking:
-                self._reason = "; ".join(line(finding) for finding in blocking)
+                self._reason = "; ".join(finding.line for finding in blocking)
                 return "refused"
             await prepare(course)
             await baseline(course)

@@ -10,7 +10,7 @@ from activities.precheck import PrecheckActivities
 from activities.volume import VolumeActivities
 from whimbrel.contracts.activity_io import EnsureVolumesInput, PrecheckRequest, VmInput
 from whimbrel.contracts.migration import UndoStep
-from whimbrel.errors import InvalidPlan, PreconditionFailed
+from whimbrel.errors import InvalidPlan
 from whimbrel.model.finding import Finding
 from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import volume_name
@@ -18,17 +18,6 @@ from whimbrel.model.progress import Phase
 from whimbrel.model.vm import DiskFormat, DiskSpec, NicSpec, VmSpec, VolumeSpec
 from workflows.calls import call
 from workflows.course import Course
-
-
-def line(finding: Finding) -> str:
-    """A finding as one line."""
-    action = f" -> {finding.action}" if finding.action else ""
-    return f"{finding.severity.value} {finding.rule}: {finding.found}{action}"
-
-
-def refused(reason: str) -> ApplicationError:
-    """Ends a migration before anything was touched."""
-    return ApplicationError(reason, type=PreconditionFailed.__name__, non_retryable=True)
 
 
 async def precheck(course: Course) -> tuple[Finding, ...]:
@@ -41,7 +30,7 @@ async def precheck(course: Course) -> tuple[Finding, ...]:
         answer = await call(
             PrecheckActivities.run, request, summary="gather facts, try the data path", queue=course.data_queue
         )
-        journal.findings = tuple(line(f) for f in answer.result.findings if f.outcome != "ok")
+        journal.findings = tuple(f.line for f in answer.result.findings if f.outcome != "ok")
         journal.dirty_hint = answer.result.path.dirty_bytes_per_s
         rates = (answer.result.path.read_bytes_per_s, answer.result.path.write_bytes_per_s)
         journal.link_hint = min((rate for rate in rates if rate), default=None)

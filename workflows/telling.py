@@ -105,7 +105,8 @@ def details(course: Course) -> str:
         ]
     if journal.forecasts:
         made = journal.forecasts[-1]
-        lines += ["", f"Outage if cut over now: **{made.outage_s:.1f} s** (budget {plan.rounds.outage_budget_s:.0f} s)"]
+        now = "Outage if cut over now" if journal.outage is None else "Outage that was forecast"
+        lines += ["", f"{now}: **{made.outage_s:.1f} s** (budget {plan.rounds.outage_budget_s:.0f} s)"]
     seconds = journal.outage.seconds() if journal.outage else None
     if seconds is not None:
         lines += ["", f"Outage as seen by the orchestrator: **{seconds:.1f} s**"]

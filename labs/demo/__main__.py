@@ -1,4 +1,4 @@
-"""Runs the demo: ``python -m labs.demo [--keep]``."""
+"""Runs the demo: ``python -m labs.demo [--keep]``; ``--end`` ends what was kept."""
 
 from __future__ import annotations
 
@@ -98,11 +98,20 @@ async def _play(stage: Stage, teller: Teller) -> list[Proof]:
     return proofs
 
 
+def _end_kept() -> int:
+    return Stage.at(KEPT.resolve()).end_kept()
+
+
 async def _main() -> int:
     parser = argparse.ArgumentParser(prog="python -m labs.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave Temporal, clouds and guests up to explore")
+    parser.add_argument("--end", action="store_true", help="end what --keep has left up")
     options = parser.parse_args()
     teller = Teller()
+    if options.end:
+        ended = await asyncio.to_thread(_end_kept)
+        teller.say(f"ended {ended} processes and the clouds")
+        return 0
     directory = KEPT if options.keep else Path(tempfile.mkdtemp(prefix="whimbrel-demo-"))
     stage = Stage.at(directory.resolve(), port=7233 if options.keep else None)
     try:
@@ -117,7 +126,10 @@ async def _main() -> int:
             f"  {stage.server.ui_url}/namespaces/default/workflows/{proof.workflow.replace('/', '%2F')}"
         )
     if options.keep:
-        teller.console.print(f"everything is still up; config: {stage.config}; end it: python -m labs.demo.end")
+        stage.keep()
+        teller.console.print("everything is still up; make demo-end ends it. To look around:")
+        teller.console.print(f"  export TEMPORAL_ADDRESS={stage.server.address} WHIMBREL_CONFIG={stage.config}")
+        teller.console.print("  .venv/bin/whimbrel status")
     else:
         await asyncio.to_thread(stage.down)
     good = all(proof.good for proof in proofs)

@@ -257,6 +257,9 @@ class PrecheckRequest(Frozen):
     stage: Literal["plan", "start", "cutover"] = "start"
     probe: bool = True
     migration: str = ""
+    link_hint: float | None = None
+    """Bytes per second measured by the rounds so far; stands in where nothing is probed."""
+    dirty_hint: float | None = None
 
 
 class PrecheckAnswer(Frozen):

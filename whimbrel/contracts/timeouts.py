@@ -43,7 +43,7 @@ CUTOVER = Timing(
 )
 """While the guest is down: quick retries, and an end, after which the source is started again."""
 WAIT_OFF = Timing(_seconds(20), RetryPolicy(initial_interval=_seconds(1), backoff_coefficient=1.0))
-HEALTH = Timing(timedelta(minutes=2), RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(5)))
+HEALTH = Timing(timedelta(minutes=2), RetryPolicy(initial_interval=_seconds(1), backoff_coefficient=1.0))
 """Schedule-to-close is the plan's own."""
 COMPENSATION = Timing(
     timedelta(minutes=10),
