@@ -58,6 +58,7 @@ class LibvirtCloud:
             nbd_host=nbd_host or self._connection.host or "127.0.0.1",
             tls_dir=tls_dir,
             server_tls_dir=server_tls_dir,
+            salt=uri,
         )
         mover = Mover(self._connection, reach)
         self.compute = LibvirtCompute(self._connection, console_dir=console_dir)

@@ -104,13 +104,11 @@ class Mover:
         with self._connection.using(f"closing mover session {key}") as conn:
             domain = self._find(conn, key)
             if domain is None:
-                self._clean(key)
                 return False
             mark = _mark(domain)
             if migration is not None and mark.get("migration") != migration:
                 raise Conflict(f"mover session {key} belongs to another migration", owner=mark.get("migration"))
             self._end(domain)
-        self._clean(key)
         return True
 
     def sessions(self, migration: str | None = None) -> list[str]:
@@ -170,7 +168,7 @@ class Mover:
         caches: tuple[Cache, ...] = ("none", "writeback")
         for cache in caches:
             xml = session_xml(
-                key, disks, migration=migration, writable=writable, port=first.port, cache=cache, note=note
+                key, disks, migration=migration, writable=writable, address=first.text, cache=cache, note=note
             )
             try:
                 return conn.createXML(xml, libvirt.VIR_DOMAIN_START_PAUSED)
@@ -188,9 +186,9 @@ class Mover:
         raise AssertionError("unreachable")
 
     def _serve(self, domain: Any, key: str) -> Address:
-        """Have the NBD server run, and say where. The port is written to the mark before it is tried."""
-        candidates = list(self._reach.candidates(key))
+        """Have the NBD server run, and say where. The address is written to the mark before it is tried."""
         mark = _mark(domain)
+        recorded = Address.parse(mark.get("address", ""))
         if self._reach.transport == "tls":
             with suppress(qmp.QmpError):  # it is there already
                 qmp.execute(
@@ -202,11 +200,11 @@ class Mover:
                     endpoint="server",
                     verify_peer=True,
                 )
-        recorded = [address for address in candidates if str(address.port) == mark.get("port")]
-        for address in (*recorded, *(address for address in candidates if address not in recorded)):
+        others = [address for address in self._reach.candidates(key) if address != recorded]
+        for address in (recorded, *others):
             self._reach.prepare(address)
-            if mark.get("port") != str(address.port):
-                mark.set("port", str(address.port))
+            if mark.get("address") != address.text:
+                mark.set("address", address.text)
                 domain.setMetadata(
                     libvirt.VIR_DOMAIN_METADATA_ELEMENT,
                     _plain(mark),
@@ -223,7 +221,7 @@ class Mover:
                     continue
                 raise Unavailable(f"no NBD server for mover session {key}: {error.message}", cause=error) from error
             return address
-        raise Unavailable(f"no free port for mover session {key}", tried=len(candidates))
+        raise Unavailable(f"no free port for mover session {key}", tried=1 + len(others))
 
     def _server(self, address: Address) -> dict[str, Any]:
         if address.unix_path is not None:
@@ -240,6 +238,8 @@ class Mover:
 
         Only a QEMU that leaves by itself writes qcow2 metadata and bitmaps out, so it is never killed here.
         """
+        with suppress(libvirt.libvirtError):
+            self._reach.clean(Address.parse(_mark(domain).get("address", "")))
         with suppress(qmp.QmpError, libvirt.libvirtError):
             qmp.execute(domain, "nbd-server-stop")
         deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -255,10 +255,6 @@ class Mover:
                     raise
             time.sleep(0.5)
         raise NotReady("the mover session has not ended yet: it still writes", session=domain.name())
-
-    def _clean(self, key: str) -> None:
-        for address in self._reach.candidates(key):
-            self._reach.clean(address)
 
 
 def _marked(conn: Any) -> Iterator[tuple[str, ET.Element, ET.Element]]:

@@ -24,6 +24,19 @@ class Address:
     host: str | None = None
     port: int = 0
 
+    @property
+    def text(self) -> str:
+        """One word that ``parse`` reads back: the socket's path, or ``host port``."""
+        return self.unix_path if self.unix_path is not None else f"{self.host} {self.port}"
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """The address from its ``text``."""
+        if text.startswith("/"):
+            return cls(unix_path=text)
+        host, _, port = text.rpartition(" ")
+        return cls(host=host, port=int(port or 0))
+
 
 @dataclass(frozen=True, slots=True)
 class Reach:
@@ -37,13 +50,15 @@ class Reach:
     nbd_host: str
     tls_dir: str | None = None
     server_tls_dir: str = "/etc/pki/qemu"
+    salt: str = ""
+    """Keeps the addresses of daemons that share a host apart: two of them may serve points of one key."""
 
     def candidates(self, key: str) -> Iterator[Address]:
         """Addresses to try for the server named ``key``, the same ones in every attempt.
 
         Neither libvirt 9 nor QEMU 7.2 can pick a port and tell it, so ports are derived and tried in turn.
         """
-        digest = hashlib.blake2b(key.encode(), digest_size=8)
+        digest = hashlib.blake2b(f"{self.salt}\n{key}".encode(), digest_size=8)
         if self.transport == "unix":
             # sun_path holds 108 bytes: keys would not fit under a deep runtime directory, digests do.
             yield Address(unix_path=str(Path(self.runtime_dir) / f"{digest.hexdigest()}.sock"))

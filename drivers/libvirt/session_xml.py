@@ -31,10 +31,10 @@ def alias(index: int) -> str:
 
 
 def session_xml(
-    name: str, disks: Sequence[SessionDisk], *, migration: str, writable: bool, port: int, cache: Cache, note: str
+    name: str, disks: Sequence[SessionDisk], *, migration: str, writable: bool, address: str, cache: Cache, note: str
 ) -> str:
-    """Domain XML of a session. Our mark carries what a later attempt needs to adopt it: port, mode,
-    disk keys, what it is for (``note``) and since when.
+    """Domain XML of a session. Our mark carries what a later attempt needs to adopt it: address,
+    mode, disk keys, what it is for (``note``) and since when.
 
     Writable sessions share their disks with the NBD export (``share-rw``), which is the only one that writes: the
     machine's CPUs are never started. libvirt's own ``<shareable/>`` would say the same but is refused for qcow2.
@@ -44,7 +44,7 @@ def session_xml(
     mode = "write" if writable else "read"
     keys = " ".join(disk.key for disk in disks)
     opened = datetime.now(UTC).isoformat(timespec="seconds")
-    mark = tag.element(migration, "session", mode=mode, disks=keys, port=str(port), note=note, opened=opened)
+    mark = tag.element(migration, "session", mode=mode, disks=keys, address=address, note=note, opened=opened)
     tag.put(domain, mark)
     ET.SubElement(domain, "memory", {"unit": "MiB"}).text = str(MEMORY_MIB)
     ET.SubElement(domain, "vcpu").text = "1"

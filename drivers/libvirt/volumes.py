@@ -125,7 +125,7 @@ class LibvirtVolumes:
         for domain in conn.listAllDomains():
             with suppress(libvirt.libvirtError):
                 for disk in domain_xml.disks(domain_xml.parse(domain.XMLDesc())):
-                    if path == disk.location or path in disk.chain:
+                    if path in {images.resolve(conn, disk), *disk.chain}:
                         return str(domain.name())
         return None
 

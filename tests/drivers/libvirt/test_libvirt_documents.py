@@ -143,11 +143,16 @@ def test_damage_is_named() -> None:
 def test_a_session_never_runs_and_tells_what_it_is(writable: bool) -> None:
     disks = [SessionDisk("vda", "/pool/a.qcow2", "qcow2"), SessionDisk("sda", "/dev/vg/b", "raw")]
     domain = ET.fromstring(
-        session_xml("k", disks, migration=MIGRATION, writable=writable, port=7, cache="none", note="n")
+        session_xml("k", disks, migration=MIGRATION, writable=writable, address="h 7", cache="none", note="n")
     )
     mark = tag.find(domain)
     assert mark is not None
-    assert (mark.get("role"), mark.get("disks"), mark.get("port"), mark.get("note")) == ("session", "vda sda", "7", "n")
+    assert (mark.get("role"), mark.get("disks"), mark.get("address"), mark.get("note")) == (
+        "session",
+        "vda sda",
+        "h 7",
+        "n",
+    )
     assert mark.get("mode") == ("write" if writable else "read")
     assert datetime.fromisoformat(mark.get("opened", "")).tzinfo is not None
     nodes = domain.findall("devices/disk")
@@ -174,6 +179,10 @@ def test_addresses_are_derived_and_short(key: str) -> None:
     assert ports == [address.port for address in tcp.candidates(key)]
     assert len(set(ports)) == len(ports) == 16
     assert all(1024 < port < 65536 for port in ports)
+    other = Reach(transport="unix", runtime_dir="/run/whimbrel", nbd_host="h", salt="another daemon")
+    assert next(other.candidates(key)) != only
+    for address in (only, next(tcp.candidates(key)), Address(host="fd00::1", port=7)):
+        assert Address.parse(address.text) == address
 
 
 # --- volumes, networks, hosts
@@ -222,5 +231,6 @@ def test_domain_capabilities() -> None:
 
 def test_machines() -> None:
     xml = """<capabilities><guest><os_type>hvm</os_type><arch name='x86_64'>
-      <machine canonical='pc-q35-7.2'>q35</machine><domain type='kvm'/></arch></guest><guest><os_type>exe</os_type><arch name='x'/></guest></capabilities>"""
+      <machine canonical='pc-q35-7.2'>q35</machine><domain type='kvm'/></arch></guest>
+      <guest><os_type>exe</os_type><arch name='x'/></guest></capabilities>"""
     assert host.read_machines(xml) == (("x86_64",), ("pc-q35-7.2", "q35"))

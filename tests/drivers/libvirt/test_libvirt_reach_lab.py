@@ -90,9 +90,9 @@ def test_without_certificate_nothing_is_read(make_harness: Make, kvm_lab: KvmLab
         read_device(device, 0, 512)
 
 
-def test_a_taken_port_is_passed_over(make_harness: Make, migration: str) -> None:
+def test_a_taken_port_is_passed_over(make_harness: Make, kvm_lab: KvmLab, migration: str) -> None:
     harness = make_harness(transport="tcp", nbd_host="127.0.0.1")
-    reach = Reach(transport="tcp", runtime_dir="", nbd_host="127.0.0.1")
+    reach = Reach(transport="tcp", runtime_dir="", nbd_host="127.0.0.1", salt=kvm_lab.uri("a"))
     keys = [*(point_key(migration, serial) for serial in (1, 2, 3)), writer_key(migration)]
     blockers = [socket.create_server(("127.0.0.1", next(reach.candidates(key)).port)) for key in keys]
     taken = {blocker.getsockname()[1] for blocker in blockers}
