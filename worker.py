@@ -96,6 +96,7 @@ class ConfiguredClouds:
                 nbd_host=entry.nbd_host,
                 tls_dir=entry.tls_dir,
                 scratch_dir=entry.scratch_dir,
+                runtime_dir=entry.runtime_dir,
                 username=entry.user,
                 credential=_secret(entry.credential),
                 server_tls_dir=entry.server_tls_dir or DEFAULT_SERVER_TLS_DIR,

@@ -94,7 +94,12 @@ class Stage:
     def write_config(self) -> None:
         """Name the lab's clouds for workers."""
         clouds = {
-            name: {"kind": "libvirt", "uri": self.lab.uri(cloud), "scratch_dir": str(self.lab.scratch_dir(cloud))}
+            name: {
+                "kind": "libvirt",
+                "uri": self.lab.uri(cloud),
+                "scratch_dir": str(self.lab.scratch_dir(cloud)),
+                "runtime_dir": str(self.lab.nbd_dir(cloud)),
+            }
             for cloud, name in CLOUD_NAMES.items()
         }
         state = str(self.directory / "state")

@@ -139,6 +139,12 @@ class KvmLab:
         path.mkdir(exist_ok=True)
         return path
 
+    def nbd_dir(self, name: str) -> Path:
+        """Return a directory of short paths for NBD sockets of cloud ``name``; nobody else uses it."""
+        path = self.cloud(name).runtime / "n"
+        path.mkdir(exist_ok=True)
+        return path
+
     def add_small_pool(self, name: str, size_bytes: int) -> str:
         """Offer a pool that holds at most ``size_bytes`` on cloud ``name``; return the pool's name."""
         one = self.cloud(name)

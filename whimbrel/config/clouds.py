@@ -48,6 +48,8 @@ class LibvirtCloud(YamlModel):
     """Host name or address at which the hypervisor's NBD ports are reached; needed by ``tcp`` and ``tls``."""
     scratch_dir: str | None = None
     """Directory on the hypervisor for the scratch files of points in time; a default of the driver when not given."""
+    runtime_dir: str | None = None
+    """Directory on the hypervisor for NBD sockets (``unix``); ``/run/whimbrel`` when not given."""
     user: str | None = None
     """Name for SASL authentication to libvirt."""
     credential: SecretRef | None = None
