@@ -19,6 +19,7 @@ import libvirt
 from drivers.libvirt import domain_xml, qmp, tag
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.errors import translate
+from drivers.libvirt.exclusion import alone
 from drivers.libvirt.reach import Address, Reach
 from drivers.libvirt.session_xml import Cache, SessionDisk, alias, session_xml
 from whimbrel.errors import Conflict, NotReady, Unavailable
@@ -54,7 +55,10 @@ class Mover:
         it is ended and made anew. Raises Conflict when an image is in use, or the name belongs to a domain that is
         not this session.
         """
-        with self._connection.using(f"opening mover session {key}") as conn:
+        with (
+            alone(self._connection.uri, "session", key),
+            self._connection.using(f"opening mover session {key}") as conn,
+        ):
             domain = self._find(conn, key)
             if domain is not None and self._unfit(domain, disks, migration=migration, writable=writable, note=note):
                 self._end(domain)
@@ -101,7 +105,10 @@ class Mover:
 
         Raises Conflict for a domain that is not a session (of ``migration``, if given), NotReady if it lingers.
         """
-        with self._connection.using(f"closing mover session {key}") as conn:
+        with (
+            alone(self._connection.uri, "session", key),
+            self._connection.using(f"closing mover session {key}") as conn,
+        ):
             domain = self._find(conn, key)
             if domain is None:
                 return False

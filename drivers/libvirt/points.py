@@ -10,6 +10,7 @@ import libvirt
 
 from drivers.libvirt import checkpoints, domain_xml, domains, images, qmp, tracking
 from drivers.libvirt.connection import Connection
+from drivers.libvirt.exclusion import alone
 from drivers.libvirt.mover import Mover
 from drivers.libvirt.points_cold import ColdPoints, session_disk
 from drivers.libvirt.points_live import LivePoints, current_job
@@ -34,7 +35,10 @@ class LibvirtPoints:
         """See the port: live for a VM that runs or is paused, cold for one that is off."""
         if not naming.owns_point(key, migration):
             raise Conflict(f"point {key} is not a name of migration {migration}", key=key)
-        with self._connection.using(f"opening point {key} of {ref}", vm=ref, key=key) as conn:
+        with (
+            alone(self._connection.uri, "points", ref),
+            self._connection.using(f"opening point {key} of {ref}", vm=ref, key=key) as conn,
+        ):
             domain = domains.get(conn, ref)
             if domain.isActive():
                 return self._live.open(conn, domain, disks, key=key, since=since, migration=migration, track=track)
@@ -44,15 +48,19 @@ class LibvirtPoints:
         """End reading and remove temporary files; tokens stay. A point that is not open is fine."""
         if not naming.owns_point(key, migration):
             raise Conflict(f"point {key} is not a name of migration {migration}", key=key)
-        with self._connection.using(f"closing point {key} of {ref}", vm=ref, key=key) as conn:
-            domain = domains.find(conn, ref)
-            if domain is not None:
-                self._live.close(conn, domain, key)
-        self._mover.close(key, migration=migration)
+        with alone(self._connection.uri, "points", ref):
+            with self._connection.using(f"closing point {key} of {ref}", vm=ref, key=key) as conn:
+                domain = domains.find(conn, ref)
+                if domain is not None:
+                    self._live.close(conn, domain, key)
+            self._mover.close(key, migration=migration)
 
     def forget(self, ref: str, *, migration: str, keep: Sequence[str] = ()) -> None:
         """Remove this migration's tokens but ``keep``; see the port. Raises Conflict while a point is open."""
-        with self._connection.using(f"removing tokens from {ref}", vm=ref) as conn:
+        with (
+            alone(self._connection.uri, "points", ref),
+            self._connection.using(f"removing tokens from {ref}", vm=ref) as conn,
+        ):
             domain = domains.find(conn, ref)
             if domain is None:
                 return
@@ -96,7 +104,10 @@ class LibvirtPoints:
 
     def owned(self, ref: str, migration: str) -> Sequence[str]:
         """Checkpoints, bitmaps, backup jobs and read sessions of this migration that exist now."""
-        with self._connection.using(f"listing tokens of {ref}", vm=ref) as conn:
+        with (
+            alone(self._connection.uri, "points", ref),
+            self._connection.using(f"listing tokens of {ref}", vm=ref) as conn,
+        ):
             domain = domains.find(conn, ref)
             found: set[str] = set()
             if domain is not None:

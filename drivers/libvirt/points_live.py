@@ -215,7 +215,11 @@ class LivePoints:
         libvirt merges its bitmap into its parent's, so what changed since earlier checkpoints stays known.
         """
         try:
-            domain.checkpointLookupByName(key).delete()
+            checkpoint = domain.checkpointLookupByName(key)
+            if current_job(domain) is not None:
+                # It came into being with a job that another worker has just begun; ``backupBegin`` will find that.
+                return
+            checkpoint.delete()
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_CHECKPOINT:
                 return

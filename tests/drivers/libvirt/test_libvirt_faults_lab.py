@@ -338,3 +338,67 @@ def test_a_silent_daemon_is_unavailable_and_other_threads_go_on(harness: Libvirt
     assert turns > waited / 0.05 / 20
     assert harness.fresh_cloud().compute.power(ref) is Power.OFF
     assert harness.cloud.compute.power(ref) is Power.OFF
+
+
+def test_a_session_whose_worker_died_before_serving_is_completed(harness: LibvirtHarness, migration: str) -> None:
+    """Killed right after the domain was made: no server, no exports yet."""
+    from drivers.libvirt.session_xml import SessionDisk, session_xml
+
+    spec = VolumeSpec(
+        name=volume_name("vm", "vda", migration), pool="default", size_bytes=SIZE, format="qcow2", migration=migration
+    )
+    volume = harness.cloud.volumes.ensure_volume(spec)
+    key = writer_key(migration)
+    address = str(harness.work / "half.sock")
+    disks = [SessionDisk("vda", volume.location, "qcow2")]
+    xml = session_xml(key, disks, migration=migration, writable=True, address=address, cache="none", note="")
+    harness.conn.createXML(xml, 1)  # VIR_DOMAIN_START_PAUSED
+    session = harness.cloud.volumes.open_writer(key, {"vda": volume}, migration=migration)
+    write_point(session.disk("vda"), 0, noise(14))
+    harness.cloud.volumes.close_writer(key)
+    assert harness.read_volume(volume)[:200_000] == noise(14)
+    assert not Path(address).exists()
+
+
+def test_two_attempts_at_once_open_one_point(harness: LibvirtHarness, migration: str) -> None:
+    """An orphaned attempt and its retry: both get the same point, and one close ends it."""
+    ref = harness.make_vm([(SIZE, "qcow2")], running=True)
+    key = point_key(migration, 1)
+    told: list[OpenPoint] = []
+    clouds = [harness.fresh_cloud() for _ in range(2)]
+
+    def attempt(number: int) -> None:
+        told.append(clouds[number].points.open(ref, ["vda"], key=key, migration=migration))
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 2
+    assert told[0] == told[1]
+    assert read_point(told[0].disk("vda")) == bytes(SIZE)
+    harness.cloud.points.close(ref, key, migration=migration)
+    assert harness.cloud.points.owned(ref, migration) == [key]
+
+
+def test_two_attempts_at_once_open_one_writer(harness: LibvirtHarness, migration: str) -> None:
+    spec = VolumeSpec(
+        name=volume_name("vm", "vda", migration), pool="default", size_bytes=SIZE, format="raw", migration=migration
+    )
+    volume = harness.cloud.volumes.ensure_volume(spec)
+    told: list[WriterSession] = []
+    clouds = [harness.fresh_cloud() for _ in range(2)]
+
+    def attempt(number: int) -> None:
+        volumes = clouds[number].volumes
+        told.append(volumes.open_writer(writer_key(migration), {"vda": volume}, migration=migration))
+
+    threads = [threading.Thread(target=attempt, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(told) == 2
+    assert told[0] == told[1]
+    harness.cloud.volumes.close_writer(writer_key(migration))
