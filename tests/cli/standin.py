@@ -123,8 +123,11 @@ class _Migration:
         )  # fmt: skip
 
     def _report(self, outcome: Any) -> MigrationReport:
+        refused = outcome == "refused"
         return MigrationReport(
-            status=self.status(), outcome=outcome, reason=" ".join(self.said), ledger=Ledger(),
+            status=self.status(), outcome=outcome, ledger=Ledger(),
+            reason="the precheck said no" if refused else " ".join(self.said),
+            findings=("warn net.mtu: 9000 here", "block vm.devices: PCI device -> remove it") if refused else (),
             leftovers=("volume x on b",) if outcome == "rolled_back" else (),
         )  # fmt: skip
 
@@ -200,12 +203,14 @@ class Precheck:
         if ask.plan.vm.startswith("broken"):
             raise ApplicationError("host a.example refused", {"action": "start libvirtd"}, type="Unavailable")
         blocked = ask.plan.vm.startswith("refused")
+        unknown = Finding(rule="vm.tpm", severity=Severity.WARN, outcome="unknown", found="not known")
         return PrecheckReport(
             vm=ask.plan.vm,
             findings=(
                 Finding(rule="vm.devices", severity=Severity.BLOCK, outcome="found" if blocked else "ok",
                         found="PCI device 01:00.0 is passed through" if blocked else "none", action="remove it"),
                 Finding(rule="net.mtu", severity=Severity.WARN, outcome="found", found="MTU 9000 here, 1500 there"),
+                unknown,
             ),
             read_bytes_per_s=float(1 << 20) if ask.probe else None,
             write_bytes_per_s=float(1 << 21) if ask.probe else None,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +16,7 @@ import pytest
 
 from tests.cli.conftest import EMPTY_NAMESPACE, REPOSITORY, Desk
 from whimbrel.cli.exit_code import ExitCode
+from whimbrel.runtime.devserver import free_port
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -117,6 +121,39 @@ def test_live_bars_on_a_terminal(desk: Desk) -> None:
         assert words in seen, words
     assert "left: the migration goes on" in seen
     assert desk.phase_of(plan, "web") == "baseline"
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_the_dev_server_leaves_nothing_running(tmp_path: Path, ending: signal.Signals) -> None:
+    port, ui_port = free_port(), free_port()
+    words: list[str | Path] = [
+        "dev-server",
+        "--directory",
+        tmp_path / "t",
+        "--port",
+        str(port),
+        "--ui-port",
+        str(ui_port),
+        "--json",
+    ]
+    with subprocess.Popen(
+        [sys.executable, REPOSITORY / "starter.py", *words], stdout=subprocess.PIPE, text=True, cwd=tmp_path
+    ) as program:
+        assert program.stdout is not None
+        assert json.loads(program.stdout.readline())["result"]["address"] == f"127.0.0.1:{port}"
+        deadline = time.monotonic() + 60
+        while not answers(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        program.send_signal(ending)
+        assert program.wait(60) == 130
+    assert not answers(port)
+
+
+def answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def test_debug_shows_where_it_came_from_and_nothing_else_does(desk: Desk) -> None:

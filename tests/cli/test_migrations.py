@@ -271,7 +271,15 @@ def test_migrate_and_watch(desk: Desk) -> None:
     ran = desk("migrate", desk.plan("refused-1"), "--watch")
     assert ran.code == 5
     assert ran.out.splitlines()[0].endswith(": started")
-    assert "refused" in ran.out.splitlines()[-1]
+    assert ran.out.splitlines()[-1].endswith("the precheck said no")
+
+
+def test_a_refusal_by_the_precheck_shows_what_blocks(desk: Desk) -> None:
+    plan = started(desk, "refused-1")
+    until(desk, f"{plan.stem}/refused-1", state="completed")
+    shown = desk("status", f"{plan.stem}/refused-1").out
+    assert "outcome: refused\n  block vm.devices: PCI device -> remove it\n" in shown
+    assert "net.mtu" not in shown
 
 
 def test_watch_survives_a_temporal_that_is_away(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

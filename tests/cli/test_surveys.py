@@ -43,7 +43,7 @@ def test_patterns_choose_vms(desk: Desk) -> None:
     assert [vm["name"] for vm in ran.result["vms"]] == ["db", "web"]
     none = desk("plan", "--source", "kvm-a", "--target", "kvm-b", "--vm-pattern", "x*")
     assert none.code == 3
-    assert "no VM of 'kvm-a' fits" in none.err
+    assert "none of the 3 VMs of 'kvm-a' fits" in none.err
 
 
 def test_plan_of_a_cloud_that_is_down(desk: Desk) -> None:
@@ -63,12 +63,16 @@ def test_precheck_tells_findings_and_blocks(desk: Desk) -> None:
     plan = desk.plan("web", "refused-1")
     ran = desk("precheck", plan)
     assert ran.code == 5
-    assert "web: can be migrated; 1 of 2 in order; reads 1 MiB/s, writes 2 MiB/s" in ran.out
+    assert "web: can be migrated; 1 of 3 in order; reads 1 MiB/s, writes 2 MiB/s" in ran.out
     assert "refused-1: blocked" in ran.out
     assert "PCI device 01:00.0 is passed through" in ran.out
     assert "→ remove it" in ran.out
     assert "vm.devices" not in desk("precheck", plan, "--vm", "web").out
-    assert "vm.devices" in desk("precheck", plan, "--vm", "web", "--all").out
+    assert "1 more could not be judged" in ran.out
+    assert "vm.tpm" not in ran.out
+    everything = desk("precheck", plan, "--vm", "web", "--all").out
+    assert "vm.devices" in everything
+    assert "vm.tpm" in everything
     answer = desk("precheck", plan, "--no-probe", "--json")
     assert [(report["vm"], report["blocked"]) for report in answer.result] == [("web", False), ("refused-1", True)]
     assert answer.result[0]["read_bytes_per_s"] is None

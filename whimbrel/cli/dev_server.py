@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -27,6 +29,8 @@ def command(
 ) -> None:
     """Run a Temporal development server until Ctrl-C; its state survives in the directory."""
     server = DevServer(directory, port, ui_port)
+    for ending in (signal.SIGINT, signal.SIGTERM):  # whoever started us, neither may leave the server behind
+        signal.signal(ending, _end)
     server.start()
     assert server.process is not None
     try:
@@ -45,3 +49,7 @@ def command(
     raise Fault(
         ExitCode.FAILED, "DevServer", f"the server ended with code {code}", f"read {directory / 'temporal.log'}"
     )
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

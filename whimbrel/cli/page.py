@@ -93,6 +93,8 @@ def one_line(view: MigrationView) -> str:
         words.append(f"outage if now {duration_text(view.outage_s)}")
     if view.status is not None and view.status.trouble is not None:
         words.append(f"waits: {view.status.trouble.message}")
+    if view.report is not None and view.report.reason:
+        words.append(view.report.reason)
     return "  ".join([*words, *([view.note] if view.note else [])])
 
 
@@ -226,7 +228,10 @@ def _trailer(view: MigrationView) -> list[RenderableType]:
         for retry in view.retries
     ]
     if view.report is not None:
-        lines.append(Text(f"  outcome: {view.report.outcome} {view.report.reason}".rstrip()))
+        blocking = [finding for finding in view.report.findings if finding.startswith("block")]
+        reasons = blocking if view.report.outcome == "refused" and blocking else [view.report.reason]
+        lines.append(Text(f"  outcome: {view.report.outcome}"))
+        lines += [Text(f"  {reason}") for reason in reasons if reason]
         lines += [Text(f"  left over: {item}", style="red") for item in view.report.leftovers]
     if view.note:
         lines.append(Text(f"  {view.note}", style="yellow"))

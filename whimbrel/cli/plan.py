@@ -59,8 +59,8 @@ def command(
     vms, there = converse(lambda client: _inventories(client, source, target))
     chosen = [vm for vm in vms if any(fnmatch.fnmatchcase(vm.name, pattern) for pattern in vm_pattern or ["*"])]
     if not chosen:
-        what = f"no VM of {source!r} fits" if vm_pattern else f"cloud {source!r} has no VM"
-        raise Fault(ExitCode.NOT_FOUND, "NotFound", what, f"it has {len(vms)} VMs; check --vm-pattern")
+        what = f"none of the {len(vms)} VMs of {source!r} fits" if vms else f"cloud {source!r} has no VM"
+        raise Fault(ExitCode.NOT_FOUND, "NotFound", what, "check --vm-pattern" if vms else "check --source")
     text = dump_plan(
         name=name or f"{source}-to-{target}", source=source, target=target, vms=chosen,
         target_networks=there.networks, target_pools=there.pools,

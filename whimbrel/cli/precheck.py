@@ -29,7 +29,7 @@ NAME = "precheck"
 AT_ONCE = 8
 
 Probe = Annotated[bool, typer.Option(help="Measure the data path with real bytes in a small volume that is removed.")]
-Everything = Annotated[bool, typer.Option("--all", help="Show also what is in order.")]
+Everything = Annotated[bool, typer.Option("--all", help="Show also what is in order and what could not be judged.")]
 TimeoutMinutes = Annotated[float, typer.Option("--timeout-minutes", min=0.1, help="Give up after this for one VM.")]
 
 _STYLES = {"block": "bold red", "warn": "yellow", "info": ""}
@@ -83,7 +83,8 @@ async def run_prechecks(
 
 def page(report: PrecheckReport, *, everything: bool) -> RenderableType:
     """Findings that matter, worst first, under a headline."""
-    found = [f for f in report.findings if everything or f.outcome != "ok"]
+    found = [f for f in report.findings if everything or f.outcome in {"found", "accepted"}]
+    unknown = [f for f in report.findings if f.outcome == "unknown"]
     in_order = len([f for f in report.findings if f.outcome == "ok"])
     verdict = "blocked" if report.blocked() else "can be migrated"
     headline = f": {verdict}; {in_order} of {len(report.findings)} in order"
@@ -96,6 +97,8 @@ def page(report: PrecheckReport, *, everything: bool) -> RenderableType:
     for finding in found:
         what = finding.found + (f"\n→ {finding.action}" if finding.action and finding.outcome != "ok" else "")
         table.add_row(Text("  " + _word(finding), style=_STYLES[finding.severity]), finding.rule, Text(what))
+    if unknown and not everything:
+        table.add_row("  unknown", "", f"{len(unknown)} more could not be judged; --all shows them")
     return table
 
 
