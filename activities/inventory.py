@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from temporalio import activity
-from whimbrel.precheck.suggest import suggest_mode
 
 from whimbrel.contracts.migration import InventoryInput, InventoryResult, VmSummary
 from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.cloud import CloudRegistry
+from whimbrel.precheck.suggest import suggest_mode
 
 
 def summarise(vm: VmSpec, capabilities: Capabilities) -> VmSummary:
