@@ -36,11 +36,11 @@ class LibvirtHarness:
     def __init__(self, lab: KvmLab, cloud: str = "a", **options: Any) -> None:
         self._lab = lab
         self._cloud = cloud
-        self._options: dict[str, Any] = {"runtime_dir": str(lab.scratch_dir(cloud)), **options}
         self._clouds: list[LibvirtCloud] = []
         self.network = "lab" if lab.has_network(cloud) else "user"
         self.work = lab.scratch_dir(cloud) / f"w-{secrets.token_hex(4)}"
         self.work.mkdir()
+        self._options: dict[str, Any] = {"runtime_dir": str(self.work), **options}
         self.conn = lab.connect(cloud)
         self._before = {domain.name() for domain in self.conn.listAllDomains()}
         self._volumes_before = {path.name for path in lab.pool_path(cloud).iterdir()}

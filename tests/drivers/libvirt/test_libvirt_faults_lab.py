@@ -29,11 +29,11 @@ GRAIN = 64 * 1024
 REPOSITORY = Path(__file__).resolve().parents[3]
 
 
-def killed_worker(lab: KvmLab, what: str, argument: dict[str, Any]) -> str:
+def killed_worker(harness: LibvirtHarness, lab: KvmLab, what: str, argument: dict[str, Any]) -> str:
     """What a worker of its own process printed before it was killed by SIGKILL."""
     script = Path(__file__).with_name("worker_dies.py")
     run = subprocess.run(
-        [sys.executable, script, lab.uri("a"), str(lab.scratch_dir("a")), what, json.dumps(argument)],
+        [sys.executable, script, lab.uri("a"), str(harness.work), what, json.dumps(argument)],
         capture_output=True,
         text=True,
         cwd=REPOSITORY,
@@ -57,12 +57,12 @@ def passed(harness: LibvirtHarness, ref: str, migration: str, serial: int, **mor
     return content
 
 
-def assert_clean(harness: LibvirtHarness, lab: KvmLab, ref: str, migration: str) -> None:
+def assert_clean(harness: LibvirtHarness, ref: str, migration: str) -> None:
     """Nothing of the migration is left but the VM's own disks."""
     harness.cloud.points.forget(ref, migration=migration)
     assert list(harness.cloud.points.owned(ref, migration)) == []
     assert not [name for name in harness.files() if name.startswith("whimbrel-")]
-    assert not list(lab.scratch_dir("a").glob("*.sock"))
+    assert not list(harness.work.glob("*.sock"))
 
 
 @pytest.mark.parametrize("running", [True, False], ids=["live", "cold"])
@@ -75,14 +75,14 @@ def test_a_killed_workers_point_is_adopted(
         harness.cloud.compute.force_off(ref)
     before = harness.read_disk(ref, "vda")
     asked = {"ref": ref, "disks": ["vda"], "key": point_key(migration, 1), "migration": migration}
-    told = OpenPoint.model_validate_json(killed_worker(kvm_lab, "point", asked))
+    told = OpenPoint.model_validate_json(killed_worker(harness, kvm_lab, "point", asked))
     if running:
         harness.guest_write(ref, "vda", 3 * GRAIN, noise(2))
     adopted = harness.cloud.points.open(ref, ["vda"], key=told.key, migration=migration)
     assert adopted == told
     assert read_point(adopted.disk("vda")) == before
     harness.cloud.points.close(ref, told.key, migration=migration)
-    assert_clean(harness, kvm_lab, ref, migration)
+    assert_clean(harness, ref, migration)
 
 
 def test_a_killed_workers_writer_is_adopted(harness: LibvirtHarness, kvm_lab: KvmLab, migration: str) -> None:
@@ -91,7 +91,7 @@ def test_a_killed_workers_writer_is_adopted(harness: LibvirtHarness, kvm_lab: Kv
     )
     volume = harness.cloud.volumes.ensure_volume(spec)
     asked = {"key": writer_key(migration), "volumes": {"vda": volume.model_dump()}, "migration": migration}
-    told = WriterSession.model_validate_json(killed_worker(kvm_lab, "writer", asked))
+    told = WriterSession.model_validate_json(killed_worker(harness, kvm_lab, "writer", asked))
     session = harness.cloud.volumes.open_writer(writer_key(migration), {"vda": volume}, migration=migration)
     assert session == told
     write_point(session.disk("vda"), GRAIN, noise(3))
@@ -116,7 +116,7 @@ def test_libvirtd_killed_in_mid_backup(harness: LibvirtHarness, kvm_lab: KvmLab,
     assert again == first
     assert apply_changes(base, again.disk("vda")) == harness.read_disk(ref, "vda")
     harness.cloud.points.close(ref, first.key, migration=migration)
-    assert_clean(harness, kvm_lab, ref, migration)
+    assert_clean(harness, ref, migration)
 
 
 def test_qemu_and_libvirtd_killed_in_mid_backup(harness: LibvirtHarness, kvm_lab: KvmLab, migration: str) -> None:
@@ -142,7 +142,7 @@ def test_qemu_and_libvirtd_killed_in_mid_backup(harness: LibvirtHarness, kvm_lab
     following = harness.cloud.points.open(ref, ["vda"], key=point_key(migration, 3), since=key, migration=migration)
     assert covers(changed_of(following.disk("vda")), 9 * GRAIN, 200_000)
     harness.cloud.points.close(ref, following.key, migration=migration)
-    assert_clean(harness, kvm_lab, ref, migration)
+    assert_clean(harness, ref, migration)
 
 
 def test_qemu_killed_then_read_cold(harness: LibvirtHarness, migration: str) -> None:
