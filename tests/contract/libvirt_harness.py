@@ -53,6 +53,7 @@ class LibvirtHarness:
 
     def end(self) -> None:
         """Remove what the test has left."""
+        self._reconnect()
         for domain in self.conn.listAllDomains():
             if domain.name() not in self._before:
                 _remove(domain)
@@ -105,9 +106,15 @@ class LibvirtHarness:
 
     def domain(self, ref: str) -> Any:
         """The libvirt object of a VM, over a connection that works."""
-        if self.conn.isAlive() != 1:
-            self.conn = self._lab.connect(self._cloud)
+        self._reconnect()
         return self.conn.lookupByUUIDString(ref)
+
+    def _reconnect(self) -> None:
+        """Tests kill the daemon; without an event loop isAlive() does not notice, a call does."""
+        try:
+            self.conn.getLibVersion()
+        except libvirt.libvirtError:
+            self.conn = self._lab.connect(self._cloud)
 
     def remove_vm(self, ref: str) -> None:
         domain = self.domain(ref)
