@@ -68,6 +68,9 @@ class Journal:
     confirm_deadline: datetime | None = None
     restored: bool | None = None
     writes_kept_bytes: int | None = None
+    bringing_back: bool = False
+    source_half_written: bool = False
+    """The target's writes are on their way into the source's disks: until all are there, only the target is whole."""
 
     @property
     def vm(self) -> VmSpec:

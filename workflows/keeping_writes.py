@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import timedelta
 
 from temporalio import workflow
@@ -66,7 +67,11 @@ async def bring_back_writes(course: Course) -> None:
         ),
         summary="open the source's disks for writing",
     )
+    if course.wishes.drop_writes:
+        raise asyncio.CancelledError  # asked for in the last moment: nothing of the source is touched
+    journal.source_half_written = True
     results = await copy_disks(course, point, session.session.disks, kind="reverse", by_hash=by_hash)
+    journal.source_half_written = False
     journal.writes_kept_bytes = sum(result.changed_bytes for result in results)
     await call(
         VolumeActivities.close_writer,

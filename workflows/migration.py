@@ -26,7 +26,7 @@ from workflows.closing import read_back
 from workflows.course import Course
 from workflows.journal import Journal
 from workflows.keeping_writes import bring_back_writes
-from workflows.operator import Wishes, refusal
+from workflows.operator import Wishes, drop_refusal, refusal
 from workflows.undo import unwind
 
 Ending = Literal["completed", "rollback", "refused", "continue"]
@@ -118,9 +118,27 @@ class Migration(ABC):
         self._reason = course.wishes.rollback or "the plan asks for it"
         journal.trouble = None
         journal.enter(Phase.ROLLING_BACK)
-        if journal.target_ran and course.plan.keep_writes:
-            await course.step("bring the target's writes back", lambda: bring_back_writes(course))
+        if journal.target_ran and course.plan.keep_writes and not course.wishes.drop_writes:
+            await self._bring_back()
         await unwind(course)
+
+    async def _bring_back(self) -> None:
+        """The target's writes go to the source, unless the operator gives them up before the first is there."""
+        course, journal = self.course, self.course.journal
+        journal.bringing_back = True
+        work = asyncio.create_task(course.step("bring the target's writes back", lambda: bring_back_writes(course)))
+        await workflow.wait_condition(lambda: work.done() or course.wishes.drop_writes)
+        if not work.done():
+            work.cancel()
+        try:
+            await _to_the_end(work)
+        except (asyncio.CancelledError, FailureError):
+            if not course.wishes.drop_writes:
+                raise
+            self._reason += "; the target's writes were given up"
+            journal.trouble = None
+            journal.enter(Phase.ROLLING_BACK)
+        journal.bringing_back = False
 
     async def _end(self, ending: Ending) -> MigrationReport:
         course, journal = self.course, self.course.journal
@@ -268,13 +286,26 @@ class Migration(ABC):
     @workflow.update(name=verbs.ROLLBACK)
     def rollback(self, ask: Verb) -> VerbAnswer:
         """Give the source back as it was and remove everything made at the target."""
+        course = self.course
+        course.wishes.drop_writes = ask.drop_writes
+        if course.wishes.rollback is not None:
+            return self._shown("rolling back without the target's writes")
         self._ask_back(ask, "asked by the operator")
-        kept = " after its writes are brought back" if self.course.plan.keep_writes else ""
-        return self._shown(f"rolling back{kept if self.course.journal.target_ran else ''}")
+        kept = " after its writes are brought back" if course.plan.keep_writes and not ask.drop_writes else ""
+        return self._shown(f"rolling back{kept if course.journal.target_ran else ''}")
 
     @rollback.validator
     def _may_rollback(self, ask: Verb) -> None:
-        del ask
+        journal = self.course.journal
+        if self.course.wishes.rollback is not None and ask.drop_writes:
+            why = drop_refusal(
+                keep_writes=self.course.plan.keep_writes,
+                bringing_back=journal.bringing_back,
+                source_half_written=journal.source_half_written,
+            )
+            if why is not None:
+                raise ValueError(f"{verbs.ROLLBACK}: {why}")
+            return
         self._check(verbs.ROLLBACK)
 
     @workflow.update(name=verbs.ABORT)

@@ -23,6 +23,8 @@ class Wishes:
     retry: bool = False
     rollback: str | None = None
     """Why, once a rollback or an abort was asked for."""
+    drop_writes: bool = False
+    """The target's writes are given up: its cloud may be gone for good."""
     bandwidth_bytes_per_s: float | None = None
     copy_generation: int = 0
     """Raised whenever running copies must stop and start again with other settings."""
@@ -69,6 +71,15 @@ def refusal(verb: str, now: Situation) -> str | None:  # noqa: PLR0911 - one lin
         return f"rounds are not running (phase {now.phase}{', paused' if now.paused else ''})"
     if verb == verbs.SET_BANDWIDTH and now.phase in UNSTOPPABLE:
         return f"nothing is copied in phase {now.phase}"
+    return None
+
+
+def drop_refusal(*, keep_writes: bool, bringing_back: bool, source_half_written: bool) -> str | None:
+    """Why the target's writes cannot be given up in a rollback that is under way, or None when they can."""
+    if not keep_writes or not bringing_back:
+        return "no writes of the target are being brought back"
+    if source_half_written:
+        return "the source's disks hold part of the target's writes already: only the rest makes them whole"
     return None
 
 

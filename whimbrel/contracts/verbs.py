@@ -24,6 +24,8 @@ class Verb(Frozen):
 
     by: str = ""
     reason: str = ""
+    drop_writes: bool = False
+    """Only for ``rollback``: give up what the target wrote, though the plan says ``keep_writes``."""
 
 
 class SetBandwidth(Frozen):
