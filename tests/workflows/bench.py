@@ -30,7 +30,7 @@ from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
 from whimbrel.dataplane import Governor
 from whimbrel.model.naming import workflow_id
 from whimbrel.model.plan import VmPlan
-from whimbrel.model.progress import MigrationReport, MigrationStatus, Phase
+from whimbrel.model.progress import TERMINAL, MigrationReport, MigrationStatus, Phase
 from whimbrel.model.vm import Power, VmSpec
 from whimbrel.ports.cloud import Cloud
 from whimbrel.runtime.sandbox import runner
@@ -39,7 +39,7 @@ from whimbrel.runtime.translation import ErrorTranslation
 
 MIB = 1 << 20
 T = TypeVar("T")
-SETTLE_S = 60.0
+SETTLE_S = 30.0
 
 
 class MemoryClouds:
@@ -91,6 +91,9 @@ class Migrated:
             now = await self.status()
             if fits(now):
                 return now
+            if now.phase in TERMINAL:
+                ended = await self.report()
+                raise AssertionError(f"ended as {ended.outcome}: {ended.reason or ended.status.steps}")
             if asyncio.get_running_loop().time() > deadline:
                 raise AssertionError(f"still {now.phase}: {now.trouble} {[s.name for s in now.steps]}")
             await asyncio.sleep(0.1)
@@ -151,7 +154,7 @@ class Orchestrator:
             "rounds": {"min_interval_s": 0.2, "max_interval_s": 1.0, "outage_budget_s": 120.0},
             "stop": {"graceful_timeout_s": 5.0},
             "health": {"timeout_s": 10.0},
-            "confirm": {"after_s": 1.0, "then": "auto_confirm"},
+            "confirm": {"after_s": 0.1, "then": "auto_confirm"},
         }
         return VmPlan.model_validate({**base, **changes})
 
