@@ -123,7 +123,8 @@ async def _stop(course: Course) -> None:
             summary="fence the source: no start with its host",
         )
     power = (await call(ComputeActivities.power, vm, summary="read the power state", timing=CUTOVER)).power
-    if power not in {Power.OFF, Power.CRASHED}:
+    # A crashed guest may still have a hypervisor process that holds its disks.
+    if power is not Power.OFF:
         stopped = False
         if plan.stop.graceful_timeout_s > 0 and power is Power.RUNNING:
             await call(ComputeActivities.request_stop, vm, summary="ask the guest to shut down")

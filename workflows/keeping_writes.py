@@ -88,7 +88,10 @@ async def bring_back_writes(course: Course) -> None:
 
 async def _stop_target(course: Course, vm: VmInput) -> None:
     power = (await call(ComputeActivities.power, vm, summary="read the target's power")).power
-    if power in {Power.OFF, Power.CRASHED}:
+    if power is Power.OFF:
+        return
+    if power is not Power.RUNNING:
+        await call(ComputeActivities.force_off, vm, summary="take the target's power away", timing=COMPENSATION)
         return
     await call(ComputeActivities.request_stop, vm, summary="ask the target to shut down", timing=COMPENSATION)
     patience = timedelta(seconds=max(course.plan.stop.graceful_timeout_s, 1.0))
