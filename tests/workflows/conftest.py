@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from temporalio.client import Client
 import activities.probe
 from tests.workflows import strikes
 from tests.workflows.bench import Orchestrator, control_worker
+from whimbrel.contracts.timeouts import COMPENSATION, CUTOVER, TABLE
 from whimbrel.runtime.devserver import DevServer, free_port
 
 T = TypeVar("T")
@@ -78,6 +80,13 @@ async def _serve(client: Client) -> Callable[[], Coroutine[Any, Any, None]]:
 def run(loop: Loop) -> Callable[[Coroutine[Any, Any, T]], T]:
     """Run a coroutine of a test."""
     return loop.run
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries follow each other at once; their number and their ends stay as they are."""
+    for timing in [*TABLE.values(), COMPENSATION, CUTOVER]:
+        monkeypatch.setattr(timing.retry, "initial_interval", timedelta(milliseconds=20))
 
 
 @pytest.fixture

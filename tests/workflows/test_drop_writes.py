@@ -15,9 +15,7 @@ from whimbrel.model.vm import Power
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-def test_a_rollback_that_cannot_read_the_target_goes_on_without_writes(
-    orchestrator: Orchestrator, run: Run
-) -> None:
+def test_a_rollback_that_cannot_read_the_target_goes_on_without_writes(orchestrator: Orchestrator, run: Run) -> None:
     """The reverse copy is held, the operator gives the writes up, the source runs as it was at the cutover."""
     source, target = orchestrator.source, orchestrator.target
     vm = source.add_vm("app01", disks=((2 * MIB, "qcow2"),))

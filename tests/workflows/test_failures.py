@@ -163,6 +163,7 @@ def test_a_target_that_cannot_be_let_run_leads_back(orchestrator: Orchestrator, 
     assert "its disk is locked" in report.reason
 
 
+@pytest.mark.usefixtures("quick_retries")
 @pytest.mark.parametrize("mode", ["incremental", "cold"])
 def test_every_activity_fails_once_and_loses_an_answer_once(orchestrator: Orchestrator, run: Run, mode: str) -> None:
     """All of them may be done twice: the migration completes as if nothing had been."""
@@ -171,7 +172,7 @@ def test_every_activity_fails_once_and_loses_an_answer_once(orchestrator: Orches
     for activity in TABLE.keys() - waits:
         for when in ("before", "after"):
             orchestrator.fail(activity, lambda: Unavailable("the line is cut"), when=when)
-    report = run(orchestrator.migrate(orchestrator.plan("app01", mode=mode), skip=True))
+    report = run(orchestrator.migrate(orchestrator.plan("app01", mode=mode)))
     orchestrator.assert_moved(report, before)
 
 
@@ -236,7 +237,7 @@ def test_a_full_pool_holds_and_keeps_what_was_copied(orchestrator: Orchestrator,
 def test_a_cloud_that_is_down_for_an_hour_is_survived(orchestrator: Orchestrator, run: Run) -> None:
     """Refused connections, then three long pauses that the cloud asks for: waited for, and it goes on by itself."""
     before = _vm(orchestrator)
-    orchestrator.fail("point.open", lambda: Unavailable("connection refused"), times=5, fits=_at("src"))
+    orchestrator.fail("point.open", lambda: Unavailable("connection refused"), times=3, fits=_at("src"))
     slow = orchestrator.fail("point.open", lambda: Throttled("busy", retry_after_s=1200), times=3, fits=_at("src"))
     report = run(orchestrator.migrate(orchestrator.plan("app01"), skip=True))
     orchestrator.assert_moved(report, before)
@@ -244,11 +245,12 @@ def test_a_cloud_that_is_down_for_an_hour_is_survived(orchestrator: Orchestrator
     assert (report.status.now - report.status.started_at).total_seconds() > 3600
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_copies_that_reach_nobody_open_both_ends_again(orchestrator: Orchestrator, run: Run) -> None:
     """A mover that cannot reach the data: its attempts end, both ends are opened again, as long as it takes."""
     before = _vm(orchestrator)
     orchestrator.fail("copy.disk", lambda: Unavailable("no route"), times=18, fits=_kind("baseline"))
-    report = run(orchestrator.migrate(orchestrator.plan("app01", parallel_disks=1), skip=True))
+    report = run(orchestrator.migrate(orchestrator.plan("app01", parallel_disks=1)))
     orchestrator.assert_moved(report, before)
     first = [call.args["key"] for call in orchestrator.source.calls if call.method == "open"][2:]
     assert first.count(first[0]) == 3, first

@@ -124,6 +124,7 @@ def test_from_the_confirm_gate(orchestrator: Orchestrator, run: Run, mode: str, 
     assert order[-1] == "ledger.read_back"
 
 
+@pytest.mark.usefixtures("quick_retries")
 def test_every_undo_may_lose_its_answer(orchestrator: Orchestrator, run: Run) -> None:
     """Each undo fails once before its work and once after it, and is simply done again."""
     before = _vm(orchestrator)
@@ -132,7 +133,7 @@ def test_every_undo_may_lose_its_answer(orchestrator: Orchestrator, run: Run) ->
             orchestrator.fail(activity, lambda: Unavailable("the line is cut"), when=when)
 
     async def story() -> MigrationReport:
-        migrated = await orchestrator.start(orchestrator.plan("app01", confirm={"then": "wait"}), skip=True)
+        migrated = await orchestrator.start(orchestrator.plan("app01", confirm={"then": "wait"}))
         await migrated.phase(Phase.CONFIRM)
         await migrated.say(verbs.ROLLBACK)
         return await migrated.report()
