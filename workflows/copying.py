@@ -189,7 +189,16 @@ async def _copy_until_told(course: Course, job: CopyDiskInput) -> CopyDiskResult
         raise
 
 
-RETRYABLE = frozenset({errors.Unavailable.__name__, errors.NotReady.__name__, errors.Throttled.__name__, "Timeout"})
+RETRYABLE = frozenset(
+    {
+        errors.Unavailable.__name__,
+        errors.NotReady.__name__,
+        errors.Throttled.__name__,
+        errors.NotFound.__name__,
+        "Timeout",
+    }
+)
+"""What opening both ends again may mend. NotFound: the export that a copy was given went with its hypervisor."""
 
 
 async def run_round(

@@ -104,7 +104,7 @@ def test_ways_to_compare(orchestrator: Orchestrator, run: Run, policy: dict[str,
     assert {record.disk for record in report.status.verify} == {"vda", "vdb"}
     for record in report.status.verify:
         assert record.mode == policy.get("mode", "full")
-        assert bool(record.sample) is (record.mode == "sampled")
+        assert ("all data" in record.sample) is (record.mode == "full"), record.sample
 
 
 @pytest.mark.parametrize("mode", ["incremental", "cold"])
