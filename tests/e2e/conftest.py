@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from labs.kvm import KvmLab
-from labs.stage import Stage
+from labs.stage import Stage, WorkerProcess
 from tests.e2e.installation import Installation
 from tests.e2e.scene import Scene
 
@@ -36,11 +35,11 @@ def scene(installation: Installation, request: pytest.FixtureRequest) -> Iterato
 
 
 @pytest.fixture
-def logs_of_this_test(installation: Installation) -> Iterator[Path]:
-    """The log of a worker that serves this test alone."""
+def fresh_worker(installation: Installation) -> WorkerProcess:
+    """The only worker that runs, with a log that nobody wrote to before."""
     for worker in installation.stage.workers:
         worker.stop()
-    yield installation.start_worker().log
+    return installation.start_worker()
 
 
 def _short(name: str) -> str:

@@ -9,8 +9,10 @@ from concurrent.futures import TimeoutError as FutureTimeout
 from datetime import timedelta
 from typing import Any
 
+import pytest
+from temporalio.api.enums.v1 import PendingActivityState
+from temporalio.api.workflow.v1 import PendingActivityInfo
 from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError, WorkflowUpdateRPCTimeoutOrCancelledError
-from temporalio.exceptions import ApplicationError
 from temporalio.service import RPCError
 
 from tests.e2e.installation import Installation
@@ -24,6 +26,7 @@ POLL_S = 0.1
 PATIENCE_S = 90.0
 """Generous: two cores may carry several labs."""
 RPC_S = 10.0
+PENDING_ACTIVITY_STATE_STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 
 
 class Running:
@@ -104,6 +107,21 @@ class Running:
         """Wait until so many rounds (the baseline is one) are done."""
         return self.until(lambda now: now.rounds_done >= count, f"{count} rounds", timeout_s=timeout_s)
 
+    def activity(self, kind: str, *, timeout_s: float = PATIENCE_S) -> str:
+        """Wait until an activity of this type is with a worker; the worker's identity (``pid@host``)."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for pending in self.pending():
+                if pending.activity_type.name == kind and pending.state == PENDING_ACTIVITY_STATE_STARTED:
+                    return str(pending.last_worker_identity)
+            time.sleep(POLL_S / 2)
+        raise AssertionError(f"no {kind} was under way within {timeout_s:.0f} s: {told(self.status())}")
+
+    def pending(self) -> list[PendingActivityInfo]:
+        """Activities that are scheduled or running, as the server knows them."""
+        description = self.installation.run(self.handle.describe())
+        return list(description.raw_description.pending_activities)
+
     def report(self, *, timeout_s: float = PATIENCE_S) -> MigrationReport:
         """The result, however it ended."""
         deadline = time.monotonic() + timeout_s
@@ -140,12 +158,9 @@ class Running:
 
     def refused(self, verb: str) -> str:
         """Say a verb that must be refused; why it was."""
-        try:
-            answer = self.say(verb)
-        except WorkflowUpdateFailedError as error:
-            assert isinstance(error.cause, ApplicationError)
-            return error.cause.message
-        raise AssertionError(f"{verb} was accepted: {answer}")
+        with pytest.raises(WorkflowUpdateFailedError) as refusal:
+            self.say(verb)
+        return str(refusal.value.cause)
 
 
 def told(status: MigrationStatus) -> str:

@@ -121,6 +121,40 @@ class Scene:
             assert time.monotonic() < deadline, f"{len(boots)} boots, not {count}: {self.guest.console_text()[-600:]}"
             time.sleep(0.1)
 
+    def crash(self) -> None:
+        """Kill the source's QEMU; returns when its daemon knows."""
+        self.guest.kill_qemu("a")
+        deadline = time.monotonic() + PATIENCE_S
+        while self.guest.is_running("a"):
+            assert time.monotonic() < deadline, "libvirtd did not notice"
+            time.sleep(0.05)
+
+    def start_again(self) -> None:
+        """Start the source; a round that reads the disks of the stopped VM holds them for a moment."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                self.guest.start("a")
+                return
+            except libvirt.libvirtError as error:
+                assert "lock" in str(error), error
+                assert time.monotonic() < deadline, error
+                time.sleep(0.1)
+
+    def wait_records(self, boot: int, count: int, *, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until the newest boot is of this number and has acknowledged so many records."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            newest = self.boots()[-1]
+            if newest.number == boot and len(newest.records) >= count:
+                return
+            assert time.monotonic() < deadline, f"boot {newest.number} has written {len(newest.records)} records"
+            time.sleep(0.1)
+
+    def autostart(self) -> bool:
+        """Whether the source starts with its host."""
+        return bool(with_domain(self.stage, "a", self.guest.name, lambda domain: domain.autostart()))
+
     def target_images(self, running: Running) -> list[Path]:
         """The migration's volumes on cloud b, as files."""
         places = [self.stage.lab.pool_path("b", pool) for pool in ("default", "small")]
@@ -177,11 +211,11 @@ class Scene:
         assert all(record.compared_bytes > 0 for record in verified.values())
         assert self.remains(running, {*target.values()}) == []
 
-    def untouched(self, running: Running, report: MigrationReport, *, boots: int = 1, discarded: int = 0) -> None:
+    def untouched(self, running: Running, report: MigrationReport, *, boots: int = 1) -> None:
         """The source runs as it was defined, its records are whole, and nothing of the migration is anywhere.
 
-        ``boots`` counts all boots of the guest, the target's too; ``discarded`` of them, just before the last one,
-        happened on the target and were given up with it.
+        ``boots`` is the boot that the source is in. What a target wrote in a boot of this number or a later one was
+        given up with the target.
         """
         assert report.outcome == "rolled_back", report.reason
         assert report.leftovers == ()
@@ -189,7 +223,7 @@ class Scene:
         assert not guest.is_defined("b")
         assert definition(self.stage, guest.name) == self._definition
         assert guest.is_running("a")
-        self.wait_boots(boots)
+        assert guest.boot_count() == boots
         last = guest.last_record()
         deadline = time.monotonic() + PATIENCE_S
         while guest.last_record() == last:
@@ -197,12 +231,13 @@ class Scene:
             time.sleep(0.1)
         guest.stop_writing()
         found = self.boots()
-        assert len(found) == boots
-        kept = found[: boots - 1 - discarded] + found[boots - 1 :]
+        assert found[-1].number == boots
+        kept = [*(one for one in found[:-1] if one.number < boots), found[-1]]
+        assert [one.number for one in kept] == list(range(1, boots + 1))
         acknowledged = [record for one in kept for record in one.records]
         for disk in guest.disk_paths("a"):
             held = guest.records_on("a", disk)
-            assert held.boots == len(kept)
+            assert held.boots == boots
             assert held.lost(acknowledged) == []
             assert (held.gaps(), held.bad_slots, held.misplaced_slots) == ([], (), ())
         assert self.remains(running, set()) == []

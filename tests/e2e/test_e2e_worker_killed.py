@@ -1,0 +1,110 @@
+"""Workers die by SIGKILL in the middle of each phase."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.e2e.images import MIB
+from tests.e2e.scene import Scene
+from whimbrel.model.progress import Phase
+
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(400)]
+
+
+def test_worker_killed_in_the_baseline(scene: Scene) -> None:
+    scene.boot()
+    running = scene.migrate(bandwidth_bytes_per_s=4e6)
+    scene.wait_copied(running, 8 * MIB)
+    scene.installation.replace_worker()
+    report = scene.confirm(running)
+    scene.moved(running, report)
+    sent = report.status.rounds[0].sent_bytes
+    assert sent < 20 * MIB, f"the copy began anew: {sent} bytes were sent after the kill"
+
+
+@pytest.mark.slow
+def test_worker_killed_in_a_delta_round(scene: Scene) -> None:
+    scene.boot(dirty_kib=2048)
+    running = scene.migrate(bandwidth_bytes_per_s=8e6, rounds={"cutover": "manual"})
+    running.rounds(1)
+    running.say("set_bandwidth", bytes_per_s=1e6)
+    running.running_step("round ")
+    running.activity("copy.disk")
+    scene.installation.replace_worker()
+    done = running.status().rounds_done
+    running.rounds(done + 1)
+    running.say("set_bandwidth")
+    running.say("cutover")
+    scene.moved(running, scene.confirm(running))
+
+
+@pytest.mark.slow
+def test_worker_killed_in_the_final_delta(scene: Scene) -> None:
+    scene.boot(dirty_kib=2048)
+    running = scene.migrate(rounds={"cutover": "manual"})
+    running.rounds(2)
+    running.say("set_bandwidth", bytes_per_s=1e6)
+    running.say("cutover")
+    running.running_step("final delta")
+    running.activity("copy.disk")
+    assert not scene.guest.is_running("a")
+    scene.installation.replace_worker()
+    scene.moved(running, scene.confirm(running))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activity", ["compute.ensure_vm", "compute.wait_off"])
+def test_worker_killed_in_a_call_of_the_cutover(scene: Scene, activity: str) -> None:
+    scene.boot()
+    running = scene.migrate(rounds={"cutover": "manual"})
+    running.rounds(2)
+    running.say("cutover")
+    running.activity(activity)
+    scene.installation.replace_worker()
+    scene.moved(running, scene.confirm(running, timeout_s=240))
+
+
+@pytest.mark.slow
+def test_worker_killed_while_the_targets_writes_are_brought_back(scene: Scene) -> None:
+    scene.boot()
+    running = scene.migrate(keep_writes=True)
+    running.phase(Phase.CONFIRM)
+    scene.wait_boots(2)
+    scene.guest.set_dirty_kib(4096)
+    scene.wait_records(2, 20)
+    running.say("set_bandwidth", bytes_per_s=1e6)
+    running.say("rollback")
+    running.phase(Phase.ROLLING_BACK)
+    running.activity("copy.disk")
+    scene.installation.replace_worker()
+    scene.untouched(running, running.report(), boots=3)
+
+
+@pytest.mark.slow
+def test_worker_killed_while_it_undoes(scene: Scene) -> None:
+    scene.boot()
+    running = scene.migrate(bandwidth_bytes_per_s=4e6)
+    scene.wait_copied(running, 8 * MIB)
+    running.say("rollback")
+    running.running_step("undo: ")
+    scene.installation.replace_worker()
+    scene.untouched(running, running.report(timeout_s=240))
+
+
+@pytest.mark.slow
+def test_one_of_two_workers_killed(scene: Scene) -> None:
+    scene.boot()
+    scene.installation.start_worker()
+    running = scene.migrate(bandwidth_bytes_per_s=4e6)
+    scene.wait_copied(running, 8 * MIB)
+    pid = int(running.activity("copy.disk").partition("@")[0])
+    copying = next(worker for worker in scene.stage.workers if worker.process.pid == pid)
+    os.kill(pid, signal.SIGKILL)
+    copying.process.wait()
+    report = scene.confirm(running)
+    assert len([worker for worker in scene.stage.workers if worker.alive]) == 1
+    scene.moved(running, report)
+    assert report.status.rounds[0].sent_bytes < 20 * MIB
