@@ -79,7 +79,7 @@ async def _check(course: Course) -> None:
             {"action": "look at the target's console; resume checks again, rollback goes back"},
             type=GuestUnbootable.__name__,
             non_retryable=True,
-        ) from error
+        ) from None  # what is read from a failure is its innermost cause
     journal.health = result.passed
     if journal.outage is not None:
         journal.outage = journal.outage.model_copy(update={"healthy_at": workflow.now()})
