@@ -55,7 +55,7 @@ def loop() -> Iterator[Loop]:
 @pytest.fixture(scope="session")
 def client(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A dev server with our workflows and cloud calls served."""
-    server = DevServer(tmp_path_factory.mktemp("temporal"), free_port(), free_port(), SETTINGS)
+    server = DevServer(tmp_path_factory.mktemp("temporal"), free_port(), free_port(), SETTINGS, bound=True)
     server.start()
     try:
         connected = loop.run(server.ready())

@@ -47,6 +47,8 @@ class DevServer:
     dynamic_config: dict[str, str] = field(default_factory=dict)
     """Server settings by name, such as ``limit.historyCount.suggestContinueAsNew``."""
     process: subprocess.Popen[bytes] | None = None
+    bound: bool = False
+    """End with the process that started it, however that ends: for tests, which are killed at times."""
 
     @property
     def address(self) -> str:
@@ -77,6 +79,9 @@ class DevServer:
             "--sqlite-pragma", "journal_mode=wal", "--sqlite-pragma", "synchronous=normal",
             "--log-level", "warn", *attributes, *settings,
         ]  # fmt: skip
+        setpriv = shutil.which("setpriv") if self.bound else None
+        if setpriv is not None:
+            command = [setpriv, "--pdeathsig", "KILL", *command]
         with (self.directory / "temporal.log").open("ab") as log:
             self.process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
