@@ -33,6 +33,7 @@ from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import TERMINAL, MigrationReport, MigrationStatus, Phase
 from whimbrel.model.vm import Power, VmSpec
 from whimbrel.ports.cloud import Cloud
+from whimbrel.runtime.liveness import Liveness
 from whimbrel.runtime.sandbox import runner
 from whimbrel.runtime.settings import WorkerSettings
 from whimbrel.runtime.translation import ErrorTranslation
@@ -248,7 +249,7 @@ class Orchestrator:
             task_queue=f"data-{self.site}",
             activities=activities,
             activity_executor=ThreadPoolExecutor(8),
-            interceptors=[ErrorTranslation(), Misfortune()],
+            interceptors=[ErrorTranslation(), Liveness(), Misfortune()],
             max_heartbeat_throttle_interval=worker_module.HEARTBEAT_THROTTLE,
         )
 
@@ -275,7 +276,8 @@ async def control_worker(client: Client) -> AsyncIterator[Worker]:
         activities=worker_module.control_activities(AnyCloud()),
         activity_executor=ThreadPoolExecutor(16),
         workflow_runner=runner(),
-        interceptors=[ErrorTranslation(), Misfortune()],
+        interceptors=[ErrorTranslation(), Liveness(), Misfortune()],
+        max_heartbeat_throttle_interval=worker_module.HEARTBEAT_THROTTLE,
         debug_mode=os.environ.get("WHIMBREL_TEST_DEBUG") == "1",
     )
     async with served:
