@@ -12,7 +12,9 @@ from drivers.libvirt.mover import Mover
 from drivers.libvirt.network import LibvirtNetworks
 from drivers.libvirt.points import LibvirtPoints
 from drivers.libvirt.reach import Reach, Transport
+from drivers.libvirt.stream_reader import StreamDevice
 from drivers.libvirt.volumes import LibvirtVolumes
+from whimbrel.model.endpoint import LibvirtVolumeEndpoint
 from whimbrel.model.facts import SourceFacts, TargetFacts
 from whimbrel.model.vm import Capabilities
 
@@ -26,7 +28,9 @@ class LibvirtCloud:
     hypervisor's host, with sockets in ``runtime_dir`` (QEMU's user must be able to make files there); ``tcp`` and
     ``tls`` listen on ``nbd_host``, an address of the hypervisor that the mover can reach (the URI's host if not
     given). ``tls`` wants client certificates in ``tls_dir`` on the mover, and server certificates on the host: in
-    ``server_tls_dir``, and where ``backup_tls_x509_cert_dir`` of qemu.conf says, usually the same.
+    ``server_tls_dir``, and where ``backup_tls_x509_cert_dir`` of qemu.conf says, usually the same. ``stream`` needs
+    libvirt's own connection only, but gives raw disks of stopped VMs and cannot write: a host that is a cold source.
+    Hosts that are no QEMU hosts (``xen+ssh://...``) are always read in this way, whatever ``transport`` says.
 
     ``scratch_dir`` (on the host) takes the old blocks of live points; without it they lie beside the images.
     ``console_dir`` (on the host) takes the serial logs of rebuilt VMs whose source logged to a file; without it
@@ -52,7 +56,7 @@ class LibvirtCloud:
     ) -> None:
         self.name = name
         self._connection = Connection(uri, username=username, credential=credential, read_only=read_only)
-        reach = Reach(
+        self._reach = reach = Reach(
             transport=transport,
             runtime_dir=runtime_dir or DEFAULT_RUNTIME_DIR,
             nbd_host=nbd_host or self._connection.host or "127.0.0.1",
@@ -63,21 +67,25 @@ class LibvirtCloud:
         mover = Mover(self._connection, reach)
         self.compute = LibvirtCompute(self._connection, console_dir=console_dir)
         self.volumes = LibvirtVolumes(self._connection, mover, reach)
-        self.points = LibvirtPoints(self._connection, mover, reach, scratch_dir=scratch_dir)
+        self.points = LibvirtPoints(name, self._connection, mover, reach, scratch_dir=scratch_dir)
         self.networks = LibvirtNetworks(self._connection)
         self.guest = LibvirtGuest(self._connection)
 
     def capabilities(self) -> Capabilities:
         """What this host can do. Raises Unavailable, AuthFailed."""
-        return capabilities(self._connection)
+        return capabilities(self._connection, self._reach)
 
     def source_facts(self, vm: str) -> SourceFacts:
         """All that the prechecks ask about a VM. Raises NotFound, Conflict."""
-        return source_facts(self.name, self._connection, vm)
+        return source_facts(self.name, self._connection, self._reach, vm)
 
     def target_facts(self) -> TargetFacts:
         """All that the prechecks ask about this host as a target."""
-        return target_facts(self.name, self._connection, self.volumes, self.networks)
+        return target_facts(self.name, self._connection, self._reach, self.volumes, self.networks)
+
+    def open_volume(self, endpoint: LibvirtVolumeEndpoint) -> StreamDevice:
+        """The volume behind an endpoint of a point that is read through streams. Raises NotFound, Conflict."""
+        return StreamDevice(self._connection, endpoint)
 
     def close(self) -> None:
         """Give the connection up."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +16,8 @@ from drivers.libvirt.backup_xml import SCRATCH_SUFFIX
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.network import read_network
 from drivers.libvirt.points_live import current_job
+from drivers.libvirt.points_stream import only_streams
+from drivers.libvirt.reach import Reach
 from drivers.libvirt.volumes import LibvirtVolumes, all_volumes
 from whimbrel.errors import Conflict, Unavailable
 from whimbrel.model.facts import DiskFacts, SourceFacts, TargetFacts
@@ -27,27 +29,40 @@ MADE_BY_US = re.compile(r"-([0-9a-f]{10})$")
 """How ``whimbrel.model.naming.volume_name`` ends names."""
 
 
-def capabilities(connection: Connection) -> Capabilities:
-    """What this host can do; live points need QEMU and libvirt's backup API. Raises Unavailable, AuthFailed."""
+def capabilities(connection: Connection, reach: Reach) -> Capabilities:
+    """What this host can do; live points need QEMU and libvirt's backup API. Raises Unavailable, AuthFailed.
+
+    A host that is read through streams is a cold source of raw disks, and nothing else.
+    """
     with connection.using("asking for capabilities") as conn:
-        backup = conn.getType() == "QEMU" and host.domain_capabilities(conn).backup
+        qemu = conn.getType() == "QEMU"
+        if only_streams(conn, reach):
+            return Capabilities(
+                kind="libvirt",
+                roles=frozenset({"source"}),
+                guest_agent=qemu,
+                console=qemu,
+                disk_formats=("raw",),
+                version=host.version(conn),
+            )
+        backup = host.domain_capabilities(conn).backup
         return Capabilities(
             kind="libvirt",
             roles=frozenset({"source", "target"}),
             live_points=backup,
             change_tracking=backup,
             start_paused=True,
-            guest_agent=conn.getType() == "QEMU",
+            guest_agent=True,
             console=True,
             disk_formats=("qcow2", "raw"),
             version=host.version(conn),
         )
 
 
-def source_facts(cloud: str, connection: Connection, vm: str) -> SourceFacts:
+def source_facts(cloud: str, connection: Connection, reach: Reach, vm: str) -> SourceFacts:
     """All about one VM. A daemon that cannot be reached gives ``reachable=False``. Raises NotFound, Conflict."""
     try:
-        able = capabilities(connection)
+        able = capabilities(connection, reach)
         with connection.using(f"gathering facts of {vm}", vm=vm) as conn:
             return _source(cloud, conn, domains.get(conn, vm), able, connection)
     except Unavailable as error:
@@ -74,9 +89,9 @@ def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, connection: 
         cpu_model=(cpu.findtext("model") or cpu.get("mode")) if cpu is not None else None,
         numa=written.find("numatune") is not None or written.find("cpu/numa") is not None,
         watchdog=written.find("devices/watchdog") is not None,
-        snapshots=tuple(sorted(domain.snapshotListNames())),
-        running_job=_running_job(domain),
-        managed_save=bool(domain.hasManagedSaveImage()),
+        snapshots=tuple(sorted(_if_known(domain.snapshotListNames, []))),
+        running_job=_running_job(domain) if _is_qemu(conn) else None,
+        managed_save=bool(_if_known(domain.hasManagedSaveImage, 0)),
         agent_configured=domain_xml.has_agent_channel(written),
         agent_answers=told is not None and told.agent,
         hostname=told.hostname if told is not None else None,
@@ -90,6 +105,20 @@ def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, connection: 
         bandwidth_limits=tuple(_limits(written)),
         network_filters=tuple(node.get("filter", "") for node in written.findall("devices/interface/filterref")),
     )
+
+
+def _is_qemu(conn: Any) -> bool:
+    return bool(conn.getType() == "QEMU")
+
+
+def _if_known(ask: Callable[[], Any], otherwise: Any) -> Any:
+    """The answer, or ``otherwise`` where this hypervisor's driver has no such thing (Xen has no snapshots)."""
+    try:
+        return ask()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+        return otherwise
 
 
 def _clock(connection: Connection) -> datetime | None:
@@ -184,10 +213,10 @@ def _limits(domain: ET.Element) -> list[str]:
 def _disk_facts(conn: Any, domain: Any, live: ET.Element, spec: VmSpec) -> list[DiskFacts]:
     others = _images_of_others(conn, spec.ref)
     written = {disk.key: disk for disk in domain_xml.disks(live)}
-    known = checkpoints.read(domain) if domain.isPersistent() else []
-    nodes = tracking.running_nodes(domain) if domain.isActive() and conn.getType() == "QEMU" else {}
+    known = checkpoints.read(domain) if domain.isPersistent() and _is_qemu(conn) else []
+    nodes = tracking.running_nodes(domain) if domain.isActive() and _is_qemu(conn) else {}
     damaged = tracking.damage(known, nodes)
-    internal = int(domain.snapshotNum(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL))
+    internal = int(_if_known(lambda: domain.snapshotNum(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL), 0))
     found = []
     for disk in spec.disks:
         below = set(disk.backing_chain)
@@ -231,10 +260,12 @@ def _sector_bytes(domain: ET.Element, key: str) -> int:
     return 512
 
 
-def target_facts(cloud: str, connection: Connection, volumes: LibvirtVolumes, networks: NetworkPort) -> TargetFacts:
+def target_facts(
+    cloud: str, connection: Connection, reach: Reach, volumes: LibvirtVolumes, networks: NetworkPort
+) -> TargetFacts:
     """All about a host as a target. A daemon that cannot be reached gives ``reachable=False``."""
     try:
-        able = capabilities(connection)
+        able = capabilities(connection, reach)
         with connection.using("gathering facts of the host") as conn:
             caps = host.domain_capabilities(conn)
             archs, machines = host.read_machines(conn.getCapabilities())

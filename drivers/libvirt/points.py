@@ -14,6 +14,7 @@ from drivers.libvirt.exclusion import alone
 from drivers.libvirt.mover import Mover
 from drivers.libvirt.points_cold import ColdPoints, session_disk
 from drivers.libvirt.points_live import LivePoints, current_job
+from drivers.libvirt.points_stream import StreamPoints, only_streams
 from drivers.libvirt.reach import Reach
 from whimbrel.errors import Conflict
 from whimbrel.model import naming
@@ -23,16 +24,20 @@ from whimbrel.model.point import OpenPoint
 class LibvirtPoints:
     """``PointInTimePort`` over one connection."""
 
-    def __init__(self, connection: Connection, mover: Mover, reach: Reach, *, scratch_dir: str | None = None) -> None:
+    def __init__(
+        self, cloud: str, connection: Connection, mover: Mover, reach: Reach, *, scratch_dir: str | None = None
+    ) -> None:
         self._connection = connection
         self._mover = mover
+        self._reach = reach
         self._live = LivePoints(reach, scratch_dir)
         self._cold = ColdPoints(mover, reach)
+        self._stream = StreamPoints(cloud)
 
     def open(
         self, ref: str, disks: Sequence[str], *, key: str, since: str | None = None, migration: str, track: bool = True
     ) -> OpenPoint:
-        """See the port: live for a VM that runs or is paused, cold for one that is off."""
+        """See the port: live for a VM that runs or is paused, cold for one that is off; only cold through streams."""
         if not naming.owns_point(key, migration):
             raise Conflict(f"point {key} is not a name of migration {migration}", key=key)
         with (
@@ -40,6 +45,8 @@ class LibvirtPoints:
             self._connection.using(f"opening point {key} of {ref}", vm=ref, key=key) as conn,
         ):
             domain = domains.get(conn, ref)
+            if only_streams(conn, self._reach):
+                return self._stream.open(conn, domain, disks, key=key, since=since, migration=migration)
             if domain.isActive():
                 return self._live.open(conn, domain, disks, key=key, since=since, migration=migration, track=track)
             return self._cold.open(conn, domain, disks, key=key, since=since, migration=migration)
@@ -51,9 +58,13 @@ class LibvirtPoints:
         with alone(self._connection.uri, "points", ref):
             with self._connection.using(f"closing point {key} of {ref}", vm=ref, key=key) as conn:
                 domain = domains.find(conn, ref)
-                if domain is not None:
+                streams = only_streams(conn, self._reach)
+                if domain is not None and streams:
+                    self._stream.close(domain, key, migration=migration)
+                elif domain is not None:
                     self._live.close(conn, domain, key)
-            self._mover.close(key, migration=migration)
+            if not streams:
+                self._mover.close(key, migration=migration)
 
     def forget(self, ref: str, *, migration: str, keep: Sequence[str] = ()) -> None:
         """Remove this migration's tokens but ``keep``; see the port. Raises Conflict while a point is open."""
@@ -62,8 +73,8 @@ class LibvirtPoints:
             self._connection.using(f"removing tokens from {ref}", vm=ref) as conn,
         ):
             domain = domains.find(conn, ref)
-            if domain is None:
-                return
+            if domain is None or only_streams(conn, self._reach):
+                return  # streams leave no tokens
             with self._images(conn, domain, migration, writable=True) as (holder, nodes):
                 self._remove_all(domain, holder, nodes, migration, keep)
 
@@ -110,6 +121,8 @@ class LibvirtPoints:
         ):
             domain = domains.find(conn, ref)
             found: set[str] = set()
+            if only_streams(conn, self._reach):
+                return self._stream.owned(domain, migration) if domain is not None else []
             if domain is not None:
                 found |= {entry.name for entry in checkpoints.read(domain)}
                 with self._images(conn, domain, migration, writable=False) as (_, nodes):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from whimbrel.model.endpoint import NbdEndpoint, TlsPaths
 
-Transport = Literal["unix", "tcp", "tls"]
+Transport = Literal["unix", "tcp", "tls", "stream"]
 FIRST_PORT = 10810
 PORTS = 1024
 PORT_ATTEMPTS = 16
@@ -41,6 +41,8 @@ class Address:
 @dataclass(frozen=True, slots=True)
 class Reach:
     """``unix`` assumes that the mover runs on the hypervisor's host; ``tcp`` and ``tls`` do not.
+
+    ``stream`` reaches no NBD server: disks of stopped VMs come through libvirt's own connection.
 
     ``tls_dir`` is the client's directory (where the mover runs), ``server_tls_dir`` the one on the hypervisor's host.
     """

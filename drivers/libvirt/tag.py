@@ -11,6 +11,9 @@ ET.register_namespace(PREFIX, NAMESPACE)
 
 Role = Literal["vm", "session"]
 ELEMENT = f"{{{NAMESPACE}}}owner"
+POINT_NAMESPACE = "https://whimbrel.dev/libvirt/point/1"
+POINT = f"{{{POINT_NAMESPACE}}}point"
+"""See ``drivers.libvirt.point_mark``: libvirt keeps one element for each namespace."""
 
 
 def element(migration: str, role: Role, **more: str) -> ET.Element:
@@ -47,11 +50,11 @@ def put(domain: ET.Element, mark: ET.Element) -> None:
 
 
 def strip(domain: ET.Element) -> None:
-    """Remove our mark, and ``<metadata>`` if nothing else is in it."""
+    """Remove our marks, and ``<metadata>`` if nothing else is in it."""
     metadata = domain.find("metadata")
     if metadata is None:
         return
-    for old in metadata.findall(ELEMENT):
+    for old in (*metadata.findall(ELEMENT), *metadata.findall(POINT)):
         metadata.remove(old)
     if len(metadata) == 0:
         domain.remove(metadata)

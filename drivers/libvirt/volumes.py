@@ -12,6 +12,7 @@ import libvirt
 from drivers.libvirt import domain_xml, domains, images
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.mover import Mover, Session
+from drivers.libvirt.points_stream import only_streams
 from drivers.libvirt.reach import Reach
 from drivers.libvirt.session_xml import SessionDisk
 from whimbrel.errors import Conflict, InvalidPlan, NotFound, QuotaExceeded, Unsupported
@@ -167,6 +168,12 @@ class LibvirtVolumes:
         self._mover.close(key)
 
     def _writer(self, key: str, held: Sequence[SessionDisk], migration: str) -> WriterSession:
+        with self._connection.using(f"opening writer {key}") as conn:
+            if only_streams(conn, self._reach):
+                raise Unsupported(
+                    "disks of this host can be read through streams only, not written",
+                    action="choose another target, or transport unix, tcp or tls if it is a QEMU host",
+                )
         session = self._mover.open(key, held, migration=migration, writable=True)
         self._mover.export(session, {disk.key: () for disk in held}, writable=True)
         return WriterSession(key=key, disks=tuple(self._point(session, disk.key) for disk in held))

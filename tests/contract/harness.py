@@ -24,6 +24,7 @@ class Lack(StrEnum):
     FOREIGN_JOBS = "this lab cannot run a job of another tool on a VM"
     DAMAGE = "this lab cannot damage change tracking"
     AGENT = "guests of this lab have no agent"
+    LIVE_POINTS = "this host gives disks of stopped VMs only"
     TWO_FORMATS = "this platform has one volume format only"
 
 
@@ -71,7 +72,10 @@ class Harness(Protocol):
         ...
 
     def guest_write(self, ref: str, disk: str, offset: int, data: bytes) -> None:
-        """Write through the hypervisor that runs the VM, so that tracking sees it. The VM is on."""
+        """Write through the hypervisor that runs the VM, so that tracking sees it.
+
+        The VM is on, or may be off where the platform lacks live points.
+        """
         ...
 
     def read_disk(self, ref: str, disk: str) -> bytes:

@@ -54,4 +54,19 @@ class MemoryEndpoint(Frozen):
     writable: bool = False
 
 
-Endpoint = Annotated[NbdEndpoint | FileEndpoint | MemoryEndpoint, Field(discriminator="kind")]
+class LibvirtVolumeEndpoint(Frozen):
+    """A raw volume of a stopped VM, read through the connection of a configured libvirt cloud; read-only."""
+
+    kind: Literal["libvirt-volume"] = "libvirt-volume"
+    cloud: str
+    """Name of the cloud in whimbrel.yaml; address and credentials are looked up where it is opened."""
+    path: str
+    """Path of the volume on the cloud's host."""
+    vm: str
+    """Ref of the VM whose disk it is: it must stay off."""
+    point: str
+    """Key of the point in time that must be open."""
+    writable: Literal[False] = False
+
+
+Endpoint = Annotated[NbdEndpoint | FileEndpoint | MemoryEndpoint | LibvirtVolumeEndpoint, Field(discriminator="kind")]

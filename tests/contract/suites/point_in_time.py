@@ -21,8 +21,12 @@ OTHER = "0123456789"
 class _PointSuite(ContractSuite):
     disks: tuple[str, ...] = ("vda",)
 
-    def vm(self, harness: Harness, *, running: bool = True) -> str:
-        return harness.make_vm([(SIZE, self.disk_format)] * len(self.disks), running=running)
+    def vm(self, harness: Harness, *, running: bool | None = None) -> str:
+        """A VM that is on where the platform can open points of such ones, unless the test asks for one of them."""
+        if running:
+            needs(harness, Lack.LIVE_POINTS)
+        on = Lack.LIVE_POINTS not in harness.lacks if running is None else running
+        return harness.make_vm([(SIZE, self.disk_format)] * len(self.disks), running=on)
 
     def open(
         self,
@@ -54,7 +58,7 @@ class PointInTimeContract(_PointSuite):
 
     @pytest.mark.parametrize("running", [True, False], ids=["live", "cold"])
     def test_a_point_reads_what_was_there(self, harness: Harness, migration: str, running: bool) -> None:
-        ref = self.vm(harness)
+        ref = self.vm(harness, running=True if running else None)
         content = random.Random(3).randbytes(200_000)
         harness.guest_write(ref, "vda", 77_777, content)
         if not running:
@@ -70,7 +74,7 @@ class PointInTimeContract(_PointSuite):
         assert not point.disk("vda").tracked
 
     def test_a_live_point_stays_frozen_while_the_guest_writes(self, harness: Harness, migration: str) -> None:
-        ref = self.vm(harness)
+        ref = self.vm(harness, running=True)
         chance = random.Random(4)
         harness.guest_write(ref, "vda", 0, chance.randbytes(MIB))
         frozen = harness.read_disk(ref, "vda")
@@ -86,6 +90,7 @@ class PointInTimeContract(_PointSuite):
         assert harness.read_disk(ref, "vda") != frozen
 
     def test_all_disks_are_frozen_together(self, harness: Harness, migration: str) -> None:
+        needs(harness, Lack.LIVE_POINTS)
         ref = harness.make_vm([(SIZE, self.disk_format)] * 2, running=True)
         for disk in ("vda", "vdb"):
             harness.guest_write(ref, disk, 0, disk.encode())
