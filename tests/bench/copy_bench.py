@@ -2,9 +2,9 @@
 """Copy speed against nbdcopy and qemu-img convert, in interleaved runs: ``python -m tests.bench.copy_bench --help``.
 
 A half-empty raw image (extents of 64 KiB to 16 MiB) is copied between two qemu-nbd on unix sockets. Every round runs
-every copier once, in a rotating order, so that load from elsewhere hits all alike; ratios are against nbdcopy of the
-same round. Our copier runs in a process of its own, as nbdcopy does; the start of the interpreter is not counted, as a
-worker runs already; connecting, all digests, the manifest and the last flush are.
+every copier once, in a random order, so that load from elsewhere hits all alike; ratios are against nbdcopy of the
+same round. CPU seconds, of the copier alone and with both servers, depend less on that load. ``--big`` copies the same
+amount of data from a disk of 4 GiB and from one of 1 TiB.
 """
 
 from __future__ import annotations
@@ -13,162 +13,107 @@ import argparse
 import json
 import os
 import random
-import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
-MIB = 1 << 20
+from tests.bench.copiers import OTHERS, Figures, run_once
+from tests.bench.disks import GIB, MIB, half_empty, sparse
+
+BIG_SIZES = {"4 GiB": 4 * GIB, "1 TiB": 1024 * GIB}
+Round = dict[str, Figures]
 
 
-def make_image(path: Path, size_bytes: int, seed: int) -> int:
-    """Write data and holes by turns, each 64 KiB to 16 MiB; returns the bytes of data."""
-    rng = random.Random(seed)
-    data_bytes = at = 0
-    with path.open("wb") as file:
-        file.truncate(size_bytes)
-        while at < size_bytes:
-            length = min(int(65536 * 2 ** rng.uniform(0, 8)) // 65536 * 65536, size_bytes - at)
-            file.seek(at)
-            file.write(rng.randbytes(length))
-            data_bytes += length
-            at += length + int(65536 * 2 ** rng.uniform(0, 8)) // 65536 * 65536
-    return data_bytes
+def interleaved(names: list[str], rounds: int, rng: random.Random, run: Callable[[str], Figures]) -> list[Round]:
+    """Run every name once per round, in random order."""
+    results = []
+    for _ in range(rounds):
+        order = rng.sample(names, len(names))
+        results.append({name: run(name) for name in order})
+    return results
 
 
-@contextmanager
-def served(image: Path, socket: Path, *, writable: bool) -> Iterator[str]:
-    command = ["qemu-nbd", "-f", "raw", "-k", str(socket), "--shared=16", "--persistent", "--discard=unmap"]
-    command += ["--detect-zeroes=off"] + ([] if writable else ["-r"]) + [str(image)]
-    process = subprocess.Popen(command)
-    try:
-        deadline = time.monotonic() + 10
-        while not socket.exists():
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("qemu-nbd did not start")
-            time.sleep(0.01)
-        yield f"nbd+unix:///?socket={socket}"
-    finally:
-        process.terminate()
-        process.wait()
-        socket.unlink(missing_ok=True)
+def middle(rounds: list[Round], name: str, figure: str) -> float:
+    """Median of one figure of one copier."""
+    return statistics.median(each[name][figure] for each in rounds)
 
 
-def peak_rss_mib() -> float:
-    """Of this process alone: ru_maxrss would begin with the parent's figure."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
-def whimbrel_once(child: list[str], options: argparse.Namespace) -> None:
-    """The child process: one copy, figures as JSON on standard output."""
-    from whimbrel.dataplane import CopySettings, Manifest, copy, open_device
-    from whimbrel.model.endpoint import NbdEndpoint
-
-    source, target, manifest = child
-    settings = CopySettings()
-    if options.variant:
-        lanes, request_kib, window_mib = (int(part) for part in options.variant[0].split(":"))
-        settings = CopySettings(lanes=lanes, request_bytes=request_kib << 10, in_flight_bytes=window_mib * MIB)
-    started, cpu = time.monotonic(), time.process_time()
-    reader = open_device(NbdEndpoint(unix_path=source))
-    writer = open_device(NbdEndpoint(unix_path=target, writable=True))
-    with Manifest.open(manifest, reader.size_bytes) as book:
-        result = copy(
-            reader,
-            writer,
-            extents=reader.extents(),
-            manifest=book,
-            epoch="bench",
-            settings=settings,
-            target_is_zero=True,
+def compare_copiers(options: argparse.Namespace, where: Path) -> dict[str, object]:
+    """Ours, its variants and the others that are installed; prints a table unless JSON is wanted."""
+    copiers = ["whimbrel", *(f"whimbrel {variant}" for variant in options.variant)]
+    copiers += [name for name in OTHERS if shutil.which(name)]
+    image = where / "source.raw"
+    data_bytes = half_empty(image, options.size_mib * MIB, options.seed)
+    load = [os.getloadavg()[0]]
+    rounds = interleaved(copiers, options.rounds, random.Random(), lambda name: run_once(name, image))
+    load.append(os.getloadavg()[0])
+    image.unlink()
+    base = "nbdcopy" if "nbdcopy" in copiers else "whimbrel"
+    ratios = {name: [each[base]["elapsed_s"] / each[name]["elapsed_s"] for each in rounds] for name in copiers}
+    medians = {name: statistics.median(values) for name, values in ratios.items()}
+    if not options.json:
+        print(
+            f"{data_bytes // MIB} MiB of data in {options.size_mib} MiB, {options.rounds} rounds in random order,",
+            end="",
         )
-    reader.close()
-    writer.close()
-    figures = {
-        "elapsed_s": time.monotonic() - started,
-        "cpu_s": time.process_time() - cpu,
-        "rss_mib": peak_rss_mib(),
-        "sent_mib": result.sent_bytes / MIB,
-    }
-    print(json.dumps(figures))
+        print(f" {os.cpu_count()} cores, load {load[0]:.1f} to {load[1]:.1f}")
+        print(f"{'':22}{'seconds':>9}{'CPU':>7}{'+servers':>10}   times as fast as {base} (per round)")
+        for name in copiers:
+            figures = (middle(rounds, name, figure) for figure in ("elapsed_s", "cpu_s", "total_cpu_s"))
+            line = "{:9.2f}{:7.2f}{:10.2f}".format(*figures)
+            values = " ".join(f"{value:.2f}" for value in sorted(ratios[name]))
+            print(f"{name:22}{line}   {medians[name]:.2f} [{values}]")
+        print(f"memory of ours: {max(each['whimbrel']['rss_mib'] for each in rounds):.0f} MiB at most")
+    return {"data_mib": data_bytes / MIB, "load": load, "rounds": rounds, "ratios": ratios, "medians": medians}
 
 
-def run_once(copier: str, where: Path) -> dict[str, float]:
-    """One copy to a fresh target, compared afterwards."""
-    image, target = where / "source.raw", where / "target.raw"
-    target.unlink(missing_ok=True)
-    with target.open("wb") as file:
-        file.truncate(image.stat().st_size)
-    with served(image, where / "s", writable=False) as source, served(target, where / "t", writable=True) as sink:
-        if copier.startswith("whimbrel"):
-            manifest = where / "manifest"
-            manifest.unlink(missing_ok=True)
-            command = [sys.executable, "-m", "tests.bench.copy_bench", "--child", str(where / "s"), str(where / "t")]
-            command += [str(manifest), *(["--variant", copier.split(" ")[1]] if " " in copier else [])]
-            figures: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-        else:
-            command = {
-                "nbdcopy": ["nbdcopy", "--connections=4", "--requests=64", "--destination-is-zero", "--flush"],
-                "qemu-img": ["qemu-img", "convert", "-n", "-W", "-m8", "--target-is-zero", "-f", "raw", "-O", "raw"],
-            }[copier] + [source, sink]
-            started = time.monotonic()
-            before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            subprocess.run(command, check=True)
-            after = resource.getrusage(resource.RUSAGE_CHILDREN)
-            cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            figures = {"elapsed_s": time.monotonic() - started, "cpu_s": cpu_s}
-    subprocess.run(["cmp", str(image), str(target)], check=True)
-    return figures
+def compare_sizes(options: argparse.Namespace, where: Path) -> dict[str, object]:
+    """The same data on a small and on a huge disk; the time should depend on the data alone."""
+    images = {name: where / f"{size}.raw" for name, size in BIG_SIZES.items()}
+    for name, image in images.items():
+        sparse(image, BIG_SIZES[name], options.big_mib * MIB, options.seed)
+    rounds = interleaved(
+        list(images), options.big_rounds, random.Random(), lambda name: run_once("whimbrel", images[name])
+    )
+    ratio = statistics.median(each["1 TiB"]["elapsed_s"] / each["4 GiB"]["elapsed_s"] for each in rounds)
+    if not options.json:
+        print(f"\n{options.big_mib} MiB of data, {options.big_rounds} rounds; whimbrel")
+        for name in images:
+            seconds, cpu_s, kib = (middle(rounds, name, each) for each in ("elapsed_s", "cpu_s", "manifest_kib"))
+            rss_mib = max(each[name]["rss_mib"] for each in rounds)
+            print(
+                f"disk of {name}: {seconds:.2f} s, CPU {cpu_s:.2f} s, {rss_mib:.0f} MiB memory, manifest {kib:.0f} KiB"
+            )
+        print(f"1 TiB takes {ratio:.2f} times as long as 4 GiB")
+    return {"data_mib": options.big_mib, "rounds": rounds, "ratio": ratio}
 
 
 def main() -> None:
     """Run the rounds and print ratios and medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size-mib", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--variant", action="append", help="also run with LANES:REQUEST_KIB:WINDOW_MIB", default=[])
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--big", action="store_true", help="also a sparse disk of 1 TiB against one of 4 GiB")
+    parser.add_argument("--big-mib", type=int, default=1024, help="data on them, a multiple of 4")
+    parser.add_argument("--big-rounds", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=1, help="of the images' content")
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else "."))
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--child", nargs=3, metavar=("SOURCE", "TARGET", "MANIFEST"), help=argparse.SUPPRESS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     options = parser.parse_args()
-    if options.child:
-        whimbrel_once(options.child, options)
-        return
-    copiers = [name for name in ("nbdcopy", "qemu-img") if shutil.which(name)]
-    copiers[1:1] = ["whimbrel", *(f"whimbrel {variant}" for variant in options.variant)]
     where = Path(tempfile.mkdtemp(prefix="cb-", dir=options.directory))
-    rounds: list[dict[str, dict[str, float]]] = []
+    results: dict[str, object] = {}
     try:
-        data_bytes = make_image(where / "source.raw", options.size_mib * MIB, options.seed)
-        for number in range(options.rounds):
-            turn = number % len(copiers)
-            rounds.append({name: run_once(name, where) for name in copiers[turn:] + copiers[:turn]})
+        if options.rounds:
+            results |= compare_copiers(options, where)
+        if options.big:
+            results["big"] = compare_sizes(options, where)
     finally:
         shutil.rmtree(where)
-    ratios = {
-        name: [each["nbdcopy"]["elapsed_s"] / each[name]["elapsed_s"] for each in rounds]
-        for name in copiers
-        if "nbdcopy" in copiers
-    }
-    medians = {name: statistics.median(values) for name, values in ratios.items()}
     if options.json:
-        print(json.dumps({"data_mib": data_bytes / MIB, "rounds": rounds, "ratios": ratios, "medians": medians}))
-        return
-    print(f"{data_bytes // MIB} MiB of data in {options.size_mib} MiB, {options.rounds} rounds; higher ratio is faster")
-    for name in copiers:
-        seconds = statistics.median(each[name]["elapsed_s"] for each in rounds)
-        cpu_s = statistics.median(each[name]["cpu_s"] for each in rounds)
-        values = " ".join(f"{value:.2f}" for value in ratios.get(name, []))
-        print(f"{name:20} median {seconds:.2f} s, CPU {cpu_s:.2f} s, ratio {medians.get(name, 0):.2f} [{values}]")
-    print(f"RSS of our copier: {max(each['whimbrel']['rss_mib'] for each in rounds):.0f} MiB")
+        print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Callable
-from itertools import count
+from itertools import count, pairwise
 
 import pytest
 from hypothesis import given
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.dataplane.disks import UNIT, assert_equal_and_known, reader, writer
 from whimbrel.dataplane import CopyProgress, CopySettings, CopyStopped, Governor, Manifest, MemoryDisk, copier, copy
 from whimbrel.dataplane.checkpoint import Checkpointer, Ledger
+from whimbrel.dataplane.digests import UNKNOWN, zero_digest
 from whimbrel.dataplane.plan import Request, requests, widen
 from whimbrel.errors import PreconditionFailed, QuotaExceeded, Unavailable
 from whimbrel.model.extent import Extent
@@ -229,6 +230,42 @@ def test_target_is_flushed_before_digests_and_cursor(manifest_of: Opener) -> Non
     assert manifest.get(0) == b"d" * 16
     assert manifest.get(1) is None, "it was written while the flush ran: nothing is known of its durability"
     assert manifest.cursor_bytes == UNIT
+
+
+@given(
+    cuts=st.lists(st.integers(0, 3000), max_size=30),
+    kinds=st.lists(st.sampled_from(["data", "zeros", "unfinished"]), min_size=32, max_size=32),
+    order=st.randoms(use_true_random=False),
+    tail=st.integers(1, UNIT),
+)
+def test_a_checkpoint_records_what_finished_in_whatever_order(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], kinds: list[str], order: random.Random, tail: int
+) -> None:
+    units = 3001
+    size_bytes = (units - 1) * UNIT + tail
+    bounds = sorted({0, *cuts, units})
+    expected = [UNKNOWN] * units
+    finished = []
+    for number, (first, end) in enumerate(pairwise(bounds)):
+        if kinds[number] == "unfinished":
+            continue
+        zero = kinds[number] == "zeros"
+        for unit in range(first, end):
+            short = unit == units - 1
+            expected[unit] = zero_digest(tail if short else UNIT) if zero else (unit + 1).to_bytes(16, "big")
+        length = min(end * UNIT, size_bytes) - first * UNIT
+        digests = None if zero else b"".join(expected[first:end])
+        finished.append((Request(number, first * UNIT, length, zero), digests))
+    order.shuffle(finished)
+    ledger = Ledger(0)
+    for request, digests in finished:
+        ledger.finish(request, digests)
+    with Manifest.open(tmp_path_factory.mktemp("m") / "manifest", size_bytes) as manifest:
+        manifest.begin("a")
+        Checkpointer(ledger, manifest, lambda: None).save()
+        assert manifest.read(0, units) == b"".join(expected)
+        written = {unit for first, count in manifest.written() for unit in range(first, first + count)}
+        assert written == {unit for unit in range(units) if expected[unit] != UNKNOWN}
 
 
 def test_cursor_waits_for_the_oldest_request() -> None:

@@ -48,11 +48,14 @@ def serve(short_dir: Path) -> Iterator[Serve]:
 
 @pytest.fixture
 def scripted_lane(serve: Serve) -> Iterator[Callable[..., NbdLane]]:
-    """A lane to a server that runs ``script``; the device's own connection is met with silence."""
+    """A lane to a server that runs ``script``; the device's own connection is met with silence.
+
+    Replies are structured if the server offers it, other than by default, for those can be wrong in more ways.
+    """
     devices: list[NbdDevice] = []
 
     def start(script: Script, *, offer: Offer | None = None, timeout_s: float = 20.0) -> NbdLane:
-        device = open_nbd(serve(silence, script, offer=offer), timeout_s=timeout_s)
+        device = open_nbd(serve(silence, script, offer=offer), timeout_s=timeout_s, structured_lanes=True)
         devices.append(device)
         return device.lane()
 

@@ -25,8 +25,8 @@ SIZE = 64 * MIB
 
 
 @contextlib.contextmanager
-def opened(endpoint: NbdEndpoint, timeout_s: float = 60.0) -> Iterator[NbdDevice]:
-    device = open_nbd(endpoint, timeout_s=timeout_s)
+def opened(endpoint: NbdEndpoint, timeout_s: float = 60.0, *, structured: bool = False) -> Iterator[NbdDevice]:
+    device = open_nbd(endpoint, timeout_s=timeout_s, structured_lanes=structured)
     try:
         yield device
     finally:
@@ -71,12 +71,13 @@ def oracle_map(uri: str, context: str) -> list[tuple[int, int, int]]:
     return [(entry["offset"], entry["length"], entry["type"]) for entry in entries]
 
 
+@pytest.mark.parametrize("structured", [False, True], ids=["simple", "structured"])
 @pytest.mark.parametrize("form", ["raw", "qcow2"])
-def test_qemu_nbd_content_and_map(short_dir: Path, form: str) -> None:
+def test_qemu_nbd_content_and_map(short_dir: Path, form: str, structured: bool) -> None:
     path, content = image(short_dir, form)
     with qemu_nbd(short_dir, path, "--read-only", "--export-name=vda", form=form) as sock:
         uri = f"nbd+unix:///vda?socket={sock}"
-        with opened(at(sock, export="vda")) as device:
+        with opened(at(sock, export="vda"), structured=structured) as device:
             told = json.loads(run("nbdinfo", "--json", uri))["exports"][0]
             assert device.size_bytes == told["export-size"] == SIZE
             assert device.multi_conn == told["can_multi_conn"]

@@ -64,6 +64,62 @@ def test_a_simple_read(scripted_lane: LaneTo) -> None:
     assert read(scripted_lane(each(lambda s, r: s.simple(r.cookie, 0, DATA)), offer=PLAIN)) == DATA
 
 
+def test_a_lane_asks_for_simple_replies_unless_told_otherwise(serve: Serve) -> None:
+    script = each(lambda s, r: s.simple(r.cookie, 0, DATA))
+    for structured in (False, True):
+        device = open_nbd(serve(silence, script), timeout_s=20, structured_lanes=structured)
+        lane = device.lane()
+        assert lane.export.structured is structured
+        if structured:
+            with pytest.raises(Unavailable, match="needs a structured one"):
+                read(lane)
+        else:
+            assert read(lane) == DATA
+        device.close()
+
+
+def test_simple_replies_in_any_order_and_in_crumbs(scripted_lane: LaneTo) -> None:
+    def script(session: Session) -> None:
+        asked = [session.request() for _ in range(4)]
+        said = b"".join(
+            struct.pack(">IIQ", 0x67446698, 0, one.cookie) + DATA[one.offset : one.offset + one.length]
+            for one in reversed(asked)
+        )
+        for at in range(0, len(said), 77):
+            session.send(said[at : at + 77])
+        session.silent()
+
+    lane = scripted_lane(script, offer=PLAIN)
+    buffers = [bytearray(2048) for _ in range(4)]
+    cookies = [lane.submit_read(index * 2048, memoryview(buffer)) for index, buffer in enumerate(buffers)]
+    assert [lane.reap().cookie for _ in range(4)] == cookies[::-1]
+    assert b"".join(buffers) == DATA
+
+
+def test_a_simple_error_has_no_payload_and_belongs_to_its_read_alone(scripted_lane: LaneTo) -> None:
+    def answer(session: Session, asked: Asked) -> None:
+        session.simple(asked.cookie, 5 if asked.offset else 0, b"" if asked.offset else DATA)
+
+    lane = scripted_lane(each(answer), offer=PLAIN)
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="EIO") as caught:
+            read(lane)
+        assert "cookie" in caught.value.evidence
+        assert read(lane, 0) == DATA
+    assert not lane.broken
+
+
+@pytest.mark.parametrize("said", [0, 7, 16, 100])
+def test_death_within_a_simple_reply(scripted_lane: LaneTo, said: int) -> None:
+    def script(session: Session) -> None:
+        asked = session.request()
+        session.send((struct.pack(">IIQ", 0x67446698, 0, asked.cookie) + DATA)[:said])
+        raise EOFError
+
+    with pytest.raises(Unavailable, match=r"closed the connection|reset"):
+        read(scripted_lane(script, offer=PLAIN))
+
+
 def test_chunks_in_any_order_with_a_hole(scripted_lane: LaneTo) -> None:
     def answer(session: Session, asked: Asked) -> None:
         session.data(asked.cookie, asked.offset + 6000, DATA[6000:], done=False)
@@ -281,17 +337,20 @@ def test_death_with_requests_in_flight(scripted_lane: LaneTo, said: int) -> None
         read(scripted_lane(script))
 
 
-def test_both_pipes_full(scripted_lane: LaneTo) -> None:
+@pytest.mark.parametrize("offer", [None, PLAIN], ids=["structured", "simple"])
+def test_both_pipes_full(scripted_lane: LaneTo, offer: Offer | None) -> None:
     """A server that answers each request before it reads the next one, with much more than any pipe holds."""
 
     def answer(session: Session, asked: Asked) -> None:
         if asked.command == WRITE:
             assert asked.data == bytes(SIZE)
             session.simple(asked.cookie)
+        elif offer is PLAIN:
+            session.simple(asked.cookie, 0, b"r" * SIZE)
         else:
             session.data(asked.cookie, 0, b"r" * SIZE)
 
-    lane = scripted_lane(each(answer))
+    lane = scripted_lane(each(answer), offer=offer)
     zeros = memoryview(bytes(SIZE))
     buffers = [bytearray(SIZE) for _ in range(40)]
     for buffer in buffers:

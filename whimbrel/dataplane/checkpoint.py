@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from whimbrel.dataplane.digests import UNIT_BYTES, unit_count
+from whimbrel.dataplane.digests import REGION_BYTES, REGION_UNITS, UNIT_BYTES, unit_count, zero_digests
 from whimbrel.dataplane.manifest import Manifest
 from whimbrel.dataplane.plan import Request
 
@@ -64,10 +64,30 @@ class Checkpointer:
         if not finished and not complete:
             return
         self._flush()
-        for request, digests in finished:
-            first = request.offset // UNIT_BYTES
-            if digests is None:
-                self._manifest.record_zeros(first, unit_count(request.length))
-            else:
-                self._manifest.record(first, digests)
+        self._record(finished)
         self._manifest.checkpoint(self._manifest.size_bytes if complete else cursor_bytes, complete=complete)
+
+    def _record(self, finished: list[tuple[Request, bytes | None]]) -> None:
+        """Neighbours together: the manifest's system calls are per run, and each may have to wait for the lanes."""
+        manifest = self._manifest
+        run: list[bytes] = []
+        start = end = 0
+        for request, digests in sorted(finished, key=_offset):
+            first, count = request.offset // UNIT_BYTES, unit_count(request.length)
+            if digests is None and (request.offset % REGION_BYTES == 0 or request.length > REGION_BYTES):
+                # May be a whole region, which costs a byte. Shorter zeros join their neighbours.
+                manifest.record_zeros(first, count)
+                continue
+            if run and (first != end or end - start >= REGION_UNITS):
+                manifest.record(start, b"".join(run))
+                run = []
+            if not run:
+                start = first
+            run.append(zero_digests(first, count, manifest.size_bytes) if digests is None else digests)
+            end = first + count
+        if run:
+            manifest.record(start, b"".join(run))
+
+
+def _offset(entry: tuple[Request, bytes | None]) -> int:
+    return entry[0].offset

@@ -32,7 +32,7 @@ class CopySettings:
     """How one disk is copied. An NBD source must accept ``lanes`` + 1 connections, the target ``lanes`` + 2."""
 
     lanes: int = 2
-    request_bytes: int = 1 << 20
+    request_bytes: int = 512 << 10
     in_flight_bytes: int = 32 << 20
     """Per disk, over all lanes; also bounds the memory of buffers."""
     limit_bytes_per_s: float | None = None

@@ -151,7 +151,7 @@ class RequestQueue:
     def _fill(self) -> None:
         self._ready.extend(islice(self._source, _BATCH))
         known = False
-        for request in self._ready:
-            known |= self._manifest.forget(request.offset // UNIT_BYTES, unit_count(request.length))
+        for run in merge(Extent(request.offset, request.length) for request in self._ready):
+            known |= self._manifest.forget(run.start // UNIT_BYTES, unit_count(run.length))
         if known:
             self._manifest.flush()

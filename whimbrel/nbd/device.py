@@ -3,6 +3,10 @@
 The device keeps one connection of its own for block status, and opens one more per lane; a server must therefore
 serve at least one client more than there are lanes (``qemu-nbd --shared``).
 
+Only that connection asks for structured replies, which block status needs. A lane takes simple replies unless told
+otherwise: for a structured read QEMU first looks up where the range has holes, and then reads and sends every run by
+itself, while whoever copies has asked for the allocation before and reads data only.
+
 Flush: with NBD_FLAG_CAN_MULTI_CONN the server promises that a flush on one connection covers the writes that were
 acknowledged on any. Without it, ``flush`` of any lane flushes every open lane of the device in turn, a lane that is
 closed flushes first, and if a connection is lost with writes that nothing has flushed, ``flush`` fails from then on:
@@ -39,10 +43,13 @@ STATUS_QUICK_S: Final = 0.1
 class NbdDevice:
     """See ``whimbrel.ports.block.BlockDevice``. Made by ``open_nbd``."""
 
-    def __init__(self, endpoint: NbdEndpoint, status_lane: NbdLane, timeout_s: float) -> None:
+    def __init__(
+        self, endpoint: NbdEndpoint, status_lane: NbdLane, timeout_s: float, *, structured_lanes: bool = False
+    ) -> None:
         self._endpoint = endpoint
         self._address = address_of(endpoint)
         self._timeout_s = timeout_s
+        self._structured_lanes = structured_lanes
         self._export = status_lane.export
         self._contexts = frozenset(status_lane.export.contexts.values())
         self._status_lane = status_lane
@@ -76,7 +83,7 @@ class NbdDevice:
         """Open one more connection. Raises Unavailable (also: the export is no longer the same size), AuthFailed..."""
         if self._closed:
             raise Unavailable(f"the device for NBD server {self._address} was closed by us")
-        transport, export = negotiate(self._endpoint, timeout_s=self._timeout_s, structured=True)
+        transport, export = negotiate(self._endpoint, timeout_s=self._timeout_s, structured=self._structured_lanes)
         lane = NbdLane(
             transport,
             export,
@@ -203,13 +210,16 @@ class NbdDevice:
                 self._lost_writes = True
 
 
-def open_nbd(endpoint: NbdEndpoint, *, timeout_s: float = 30.0) -> NbdDevice:
+def open_nbd(endpoint: NbdEndpoint, *, timeout_s: float = 30.0, structured_lanes: bool = False) -> NbdDevice:
     """Open an export.
 
-    ``timeout_s`` bounds the connecting, and every silence of the server while something is asked of it. Raises
-    Unavailable (nobody there, stall, broken protocol), AuthFailed (TLS wanted or refused, certificate not good),
-    NotFound (no such export; the evidence lists those there are), PermissionDenied (policy; or ``writable`` wanted
-    of a read-only export), Unsupported (the server is too old), InvalidPlan.
+    ``timeout_s`` bounds the connecting, and every silence of the server while something is asked of it.
+    ``structured_lanes`` lets lanes ask for structured replies too: holes inside a read then cost no transfer, and a
+    failed read tells the server's own words.
+
+    Raises Unavailable (nobody there, stall, broken protocol), AuthFailed (TLS wanted or refused, certificate not
+    good), NotFound (no such export; the evidence lists those there are), PermissionDenied (policy; or ``writable``
+    wanted of a read-only export), Unsupported (the server is too old), InvalidPlan.
     """
     contexts = (p.BASE_ALLOCATION, *endpoint.dirty_contexts)
     transport, export = negotiate(endpoint, timeout_s=timeout_s, structured=True, contexts=contexts)
@@ -220,4 +230,4 @@ def open_nbd(endpoint: NbdEndpoint, *, timeout_s: float = 30.0) -> NbdDevice:
             f"NBD export {address_of(endpoint)} is read-only, and it is to be written",
             action="export the disk writable",
         )
-    return NbdDevice(endpoint, status_lane, timeout_s)
+    return NbdDevice(endpoint, status_lane, timeout_s, structured_lanes=structured_lanes)
