@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from typer.main import get_command
 
 from whimbrel import errors
 from whimbrel.cli.app import app
+from whimbrel.config.clouds import load_text
+from whimbrel.contracts import timeouts
 from whimbrel.contracts.names import SEARCH_ATTRIBUTES
 from whimbrel.contracts.timeouts import TABLE
 from whimbrel.runtime.settings import WorkerSettings
@@ -159,3 +162,44 @@ def test_the_licence_is_whole() -> None:
     assert "Apache License" in text
     assert "END OF TERMS AND CONDITIONS" in text
     assert 'license = "Apache-2.0"' in (REPOSITORY / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/libvirt.md"])
+def test_examples_of_whimbrel_yaml_load(name: str) -> None:
+    blocks = re.findall(r"^```yaml\n(.*?)^```", (REPOSITORY / name).read_text(), flags=re.DOTALL | re.MULTILINE)
+    assert blocks
+    for text in blocks:
+        assert load_text(text, name, REPOSITORY).clouds
+
+
+def test_ports_of_the_driver_are_those_that_a_firewall_is_told() -> None:
+    reach = (REPOSITORY / "drivers/libvirt/reach.py").read_text()
+    first, count = (
+        int(re.findall(rf"^{name} = (\d+)", reach, flags=re.MULTILINE)[0]) for name in ("FIRST_PORT", "PORTS")
+    )
+    assert f"ports {first} to {first + count - 1}" in (REPOSITORY / "docs/libvirt.md").read_text()
+
+
+def _s(limit: timedelta | None) -> str:
+    return "none" if limit is None else f"{limit.total_seconds():g} s"
+
+
+def test_the_table_of_timeouts_is_the_codes() -> None:
+    rows = {
+        cells[0].split("`")[1]: cells[1:]
+        for line in (REPOSITORY / "docs/architecture.md").read_text().splitlines()
+        if re.match(r"\| `[A-Z_]+`", line) and len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 5
+    }
+    classes = {name: value for name, value in vars(timeouts).items() if isinstance(value, timeouts.Timing)}
+    assert set(rows) == set(classes)
+    for name, timing in classes.items():
+        start, heartbeat, retry, to_close = rows[name]
+        assert start.startswith(_s(timing.start_to_close)), name
+        assert heartbeat == _s(timing.heartbeat), name
+        first = _s(timing.retry.initial_interval)
+        last = _s(timing.retry.maximum_interval)
+        steady = timing.retry.backoff_coefficient == 1.0
+        assert retry.startswith(f"every {first}" if steady else f"from {first} to {last}"), name
+        if timing.retry.maximum_attempts:
+            assert retry.endswith(f"{timing.retry.maximum_attempts} attempts"), name
+        assert to_close.startswith((_s(timing.schedule_to_close), "the plan's")), name
