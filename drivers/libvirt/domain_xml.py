@@ -115,6 +115,12 @@ def source_location(source: ET.Element | None) -> str:
     return ""
 
 
+def driver_format(driver: ET.Element | None) -> str:
+    """Image format of a ``<driver>``; ``aio`` is what Xen's tapdisk calls raw, and its ``phy`` driver names none."""
+    named = driver.get("type", "raw") if driver is not None else "raw"
+    return "raw" if named == "aio" else named
+
+
 def disks(domain: ET.Element) -> tuple[XmlDisk, ...]:
     """All ``<disk>`` elements, CD-ROM and floppy drives included, in the order of the definition."""
     return tuple(_disk(node) for node in domain.findall("devices/disk"))
@@ -129,7 +135,7 @@ def _disk(node: ET.Element) -> XmlDisk:
         key=target.get("dev", "") if target is not None else "",
         device=node.get("device", "disk"),
         location=source_location(source),
-        format=driver.get("type", "raw") if driver is not None else "raw",
+        format=driver_format(driver),
         bus=target.get("bus", "virtio") if target is not None else "virtio",
         serial=node.findtext("serial"),
         boot_order=int(boot.get("order", "0")) or None if boot is not None else None,

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from drivers.libvirt import domain_xml, images, tag
+from drivers.libvirt import domain_xml, images, tag, xen_xml
 from whimbrel.errors import Conflict, NotFound
 from whimbrel.model.vm import Power, VmSpec
 
@@ -61,10 +61,13 @@ def power(domain: Any) -> Power:
 
 
 def spec(conn: Any, domain: Any, *, deep: bool = True) -> VmSpec:
-    """The domain as the model has it; see ``images.disk_specs`` for ``deep``. Raises libvirtError."""
-    live = domain_xml.parse(domain.XMLDesc())
+    """The domain as the model has it; see ``images.disk_specs`` for ``deep``. Raises libvirtError.
+
+    Machine, buses and card models of a Xen guest are those that it is rebuilt with; ``definition`` is Xen's own.
+    """
+    live = xen_xml.for_kvm(domain_xml.parse(domain.XMLDesc())).domain
     written = definition(domain)
-    kept = domain_xml.parse(written)
+    kept = xen_xml.for_kvm(domain_xml.parse(written)).domain
     kind = live.find("os/type")
     return VmSpec(
         ref=domain.UUIDString(),

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from drivers.libvirt import checkpoints, domain_xml, domains, guest, host, images, tag, tracking
+from drivers.libvirt import checkpoints, domain_xml, domains, guest, host, images, tag, tracking, xen_xml
 from drivers.libvirt.backup_xml import SCRATCH_SUFFIX
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.network import read_network
@@ -75,6 +75,7 @@ def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, connection: 
     spec = domains.spec(conn, domain)
     told = guest.agent_facts(domain) if domain.isActive() and domain_xml.has_agent_channel(live) else None
     cpu = written.find("cpu")
+    conversion = xen_xml.for_kvm(written)
     return SourceFacts(
         cloud=cloud,
         vm=spec,
@@ -103,6 +104,8 @@ def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, connection: 
         can_act=not connection.read_only,
         network_mtus=_network_mtus(conn, spec),
         bandwidth_limits=tuple(_limits(written)),
+        rebuild_changes=conversion.changes,
+        rebuild_blockers=conversion.blockers,
         network_filters=tuple(node.get("filter", "") for node in written.findall("devices/interface/filterref")),
     )
 

@@ -10,8 +10,8 @@ import uuid
 from pathlib import PurePosixPath
 from xml.etree import ElementTree as ET
 
-from drivers.libvirt import domain_xml, tag
-from whimbrel.errors import InvalidPlan
+from drivers.libvirt import domain_xml, tag, xen_xml
+from whimbrel.errors import InvalidPlan, Unsupported
 from whimbrel.model.vm import NicSpec, TargetDisk, TargetVm
 
 UUID_SPACE = uuid.UUID("5b1f9a52-3f0e-5b0e-9c84-6a2f4a1f1c55")
@@ -24,11 +24,16 @@ QEMU_DRIVER_FORMATS = {"raw": "raw", "qcow2": "qcow2", "qcow2-v2": "qcow2"}
 def rebuild(vm: TargetVm, *, console_dir: str | None = None, default_type: str = "qemu") -> str:
     """Domain XML for ``vm``. Serial ports that log to a file do so below ``console_dir`` if given.
 
-    ``default_type`` (kvm, qemu) serves VMs that come from something else than libvirt. Raises InvalidPlan.
+    ``default_type`` (kvm, qemu) serves VMs that come from something else than KVM, also Xen guests. Raises InvalidPlan,
+    Unsupported (a Xen guest that no KVM machine fits).
     """
     source = vm.source
     if source.definition_kind == domain_xml.DEFINITION_KIND and source.definition:
-        domain = domain_xml.parse(source.definition)
+        conversion = xen_xml.for_kvm(domain_xml.parse(source.definition), kind=default_type)
+        if conversion.blockers:
+            raise Unsupported(f"{source.name} cannot be rebuilt: {conversion.blockers[0]}", vm=source.name)
+        domain = conversion.domain
+        tag.strip(domain)
         _unbind(domain)
     else:
         domain = _bare(vm, default_type)

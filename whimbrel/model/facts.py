@@ -65,6 +65,10 @@ class SourceFacts(Frozen):
     network_filters: tuple[str, ...] = ()
     network_mtus: dict[str, int] = Field(default_factory=dict)
     """Source network -> MTU, where it is known."""
+    rebuild_changes: tuple[str, ...] = ()
+    """What the rebuilt VM has otherwise, because its hypervisor is of another kind (Xen), in words."""
+    rebuild_blockers: tuple[str, ...] = ()
+    """What of the VM no target of this kind can have, in words."""
     can_act: bool = True
     """Credentials allow points in time and power (a read-only connection does not)."""
 

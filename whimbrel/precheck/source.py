@@ -238,6 +238,22 @@ def guest_os(facts: PrecheckFacts) -> Answer:
     return ok(f"the guest runs {system}")
 
 
+@rule("source.rebuild", "the target can have the same machine", Severity.WARN, catalogue=(60,))
+def same_machine(facts: PrecheckFacts) -> Answer:
+    """A VM of another kind of hypervisor (Xen) gets other virtual hardware: its guest must have the drivers."""
+    the_vm(facts)
+    if facts.source.rebuild_blockers:
+        return found(
+            listed(facts.source.rebuild_blockers), "change the VM at the source, or leave it there", Severity.BLOCK
+        )
+    if facts.source.rebuild_changes:
+        return found(
+            "; ".join(facts.source.rebuild_changes),
+            "prepare the guest: virtio drivers in its initramfs, a boot loader on its disk, no device names in fstab",
+        )
+    return ok("nothing changes but what belongs to the host")
+
+
 @rule("source.permissions", "the credentials may act on the source", Severity.BLOCK, catalogue=(78,))
 def may_act(facts: PrecheckFacts) -> Answer:
     """The source's credentials allow points in time and power, not only reading the inventory."""
@@ -268,6 +284,7 @@ RULES = (
     not_migrated,
     mode_served,
     may_act,
+    same_machine,
     shape,
     power_allowed,
     not_suspended,
