@@ -22,11 +22,14 @@ FLAG_FIXED_NEWSTYLE: Final = 1 << 0
 FLAG_NO_ZEROES: Final = 1 << 1
 
 # "Option types"
+OPT_EXPORT_NAME: Final = 1
 OPT_ABORT: Final = 2
 OPT_LIST: Final = 3
 OPT_STARTTLS: Final = 5
+OPT_INFO: Final = 6
 OPT_GO: Final = 7
 OPT_STRUCTURED_REPLY: Final = 8
+OPT_LIST_META_CONTEXT: Final = 9
 OPT_SET_META_CONTEXT: Final = 10
 OPTION_NAMES: Final = {
     OPT_ABORT: "NBD_OPT_ABORT",
@@ -57,14 +60,21 @@ REP_ERR_TOO_BIG: Final = REP_ERROR_BIT | 9
 INFO_EXPORT: Final = 0
 INFO_BLOCK_SIZE: Final = 3
 EXPORT_INFO: Final = struct.Struct(">HQH")
+# What answers NBD_OPT_EXPORT_NAME: size and transmission flags, then 124 zeros unless NBD_FLAG_NO_ZEROES.
+EXPORT_NAME_REPLY: Final = struct.Struct(">QH")
+EXPORT_NAME_ZEROES: Final = 124
 BLOCK_SIZE_INFO: Final = struct.Struct(">HIII")
 
 # "Transmission flags"
 TRANSMISSION_HAS_FLAGS: Final = 1 << 0
 TRANSMISSION_READ_ONLY: Final = 1 << 1
 TRANSMISSION_SEND_FLUSH: Final = 1 << 2
+TRANSMISSION_SEND_FUA: Final = 1 << 3
+TRANSMISSION_SEND_TRIM: Final = 1 << 5
 TRANSMISSION_SEND_WRITE_ZEROES: Final = 1 << 6
+TRANSMISSION_SEND_DF: Final = 1 << 7
 TRANSMISSION_CAN_MULTI_CONN: Final = 1 << 8
+TRANSMISSION_SEND_CACHE: Final = 1 << 10
 
 # "Request message", "Request types", "Command flags"
 REQUEST_MAGIC: Final = 0x25609513
@@ -73,9 +83,14 @@ CMD_READ: Final = 0
 CMD_WRITE: Final = 1
 CMD_DISC: Final = 2
 CMD_FLUSH: Final = 3
+CMD_TRIM: Final = 4
+CMD_CACHE: Final = 5
 CMD_WRITE_ZEROES: Final = 6
 CMD_BLOCK_STATUS: Final = 7
+CMD_FLAG_FUA: Final = 1 << 0
 CMD_FLAG_NO_HOLE: Final = 1 << 1
+CMD_FLAG_DF: Final = 1 << 2
+CMD_FLAG_REQ_ONE: Final = 1 << 3
 
 # "Simple reply message"
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
@@ -100,9 +115,13 @@ STATUS_DESCRIPTOR: Final = struct.Struct(">II")
 
 # The context of the section "Metadata contexts" that every server may have.
 BASE_ALLOCATION: Final = "base:allocation"
+STATE_HOLE: Final = 1 << 0
 STATE_ZERO: Final = 1 << 1
 # QEMU, docs/interop/nbd.txt, "qemu:dirty-bitmap": bit 0 marks a dirty extent.
 STATE_DIRTY: Final = 1 << 0
+# Our own streaming server: bit 0 marks what no longer needs the source.
+WHIMBREL_LOCAL: Final = "x-whimbrel:local"
+STATE_LOCAL: Final = 1 << 0
 
 # "Size constraints": without NBD_INFO_BLOCK_SIZE a client may assume these.
 DEFAULT_MAX_PAYLOAD_BYTES: Final = 32 << 20

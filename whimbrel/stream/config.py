@@ -1,0 +1,67 @@
+"""The configuration file of a streaming server: paths and endpoints, no secrets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field, ValidationError, model_validator
+
+from whimbrel.errors import InvalidPlan
+from whimbrel.model.endpoint import FileEndpoint, Frozen, NbdEndpoint
+
+
+class ListenAt(Frozen):
+    """A place to listen: a unix socket, or a host with a port (0: any free one, told in the status)."""
+
+    unix_path: str | None = None
+    unix_mode: int = 0o600
+    host: str | None = None
+    port: int = Field(default=0, ge=0, le=65535)
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> ListenAt:
+        if (self.unix_path is None) == (self.host is None):
+            raise ValueError("either unix_path or host")
+        return self
+
+
+class ServerTls(Frozen):
+    """x509 files for clients over TCP: ``server-cert.pem server-key.pem ca-cert.pem`` in ``directory``."""
+
+    directory: str
+    verify_peer: bool = True
+
+
+class StreamConfig(Frozen):
+    """Everything that a server is started with."""
+
+    target_path: str
+    """A raw file (made if it is not there) or a block device."""
+    map_stem: str
+    """The map's files are ``<stem>.live``, ``<stem>.durable`` and ``<stem>.lock``; on a disk, not in tmpfs."""
+    size_bytes: int = Field(gt=0)
+    source: NbdEndpoint | FileEndpoint = Field(discriminator="kind")
+    source_identity: str = Field(min_length=1)
+    """What is streamed, e.g. cloud, volume and snapshot. A map made for another is refused."""
+    listen: tuple[ListenAt, ...] = Field(min_length=1)
+    control_path: str
+    export: str = ""
+    tls: ServerTls | None = None
+    background: bool = True
+    window_bytes: int | None = Field(default=None, gt=0)
+    """Bytes of the background in flight; None: steered by the measured queue."""
+    bandwidth_bytes_per_s: float | None = Field(default=None, gt=0)
+    """Of the background."""
+    source_timeout_s: float = Field(default=30.0, gt=0)
+    source_fail_after_s: float | None = Field(default=None, gt=0)
+    """After how long without the source a waiting request is given an error; None: never."""
+    sync_every_s: float = Field(default=5.0, gt=0)
+    """So much of the hydration, in time, may be lost when the host crashes."""
+
+
+def read_config(path: Path) -> StreamConfig:
+    """The configuration in a JSON file. Raises InvalidPlan."""
+    try:
+        return StreamConfig.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError, UnicodeDecodeError) as failed:
+        raise InvalidPlan(f"the configuration {path} is not good: {failed}", cause=failed) from failed

@@ -1,0 +1,182 @@
+"""A streaming server in one object: target, map, source, background, listeners, periodic sync."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import threading
+from pathlib import Path
+
+from whimbrel.dataplane.devices import open_device
+from whimbrel.dataplane.filedevice import FileDevice
+from whimbrel.errors import Conflict, Unavailable, WhimbrelError
+from whimbrel.model.endpoint import NbdEndpoint
+from whimbrel.nbd import open_nbd
+from whimbrel.ports.block import BlockDevice
+from whimbrel.stream.chunkmap import ChunkMap, open_map, sync_directory
+from whimbrel.stream.config import StreamConfig
+from whimbrel.stream.fetcher import Fetcher
+from whimbrel.stream.hydration import Sweeping
+from whimbrel.stream.listener import Listener, listen_tcp, listen_unix
+from whimbrel.stream.source import Source
+from whimbrel.stream.store import Store
+from whimbrel.stream.window import Window
+from whimbrel.stream.wire import server_context
+
+log = logging.getLogger(__name__)
+
+
+class StreamServer:
+    """Serves from construction until ``stop``. Raises Conflict, NotFound, QuotaExceeded, AuthFailed, Unavailable."""
+
+    def __init__(self, config: StreamConfig) -> None:
+        self.config = config
+        tls = server_context(Path(config.tls.directory), verify_peer=config.tls.verify_peer) if config.tls else None
+        self._target, self._map = open_target(config)
+        self.store = Store(self._target, self._map)
+        self.source = Source(lambda: _open_source(config), config.size_bytes, fail_after_s=config.source_fail_after_s)
+        self.order = Sweeping(self._map)
+        self.fetcher = Fetcher(
+            self.store, self.source, self.order, window=Window(config.window_bytes), background=config.background
+        )
+        self.fetcher.set_bandwidth(config.bandwidth_bytes_per_s)
+        self.listener = Listener(
+            self.store, self.fetcher.statistics, self.order.accessed, export=config.export, tls=tls
+        )
+        self._ending = threading.Event()
+        self._syncing = threading.Thread(target=self._sync, name="sync", daemon=True)
+        self._ports: list[int] = []
+        self._listen()
+        self.fetcher.start()
+        self._syncing.start()
+
+    def stop(self) -> None:
+        """Orderly end: clients cut off, everything on stable storage, the map marked clean. Once."""
+        self.listener.stop()
+        self.fetcher.stop()
+        self._ending.set()
+        self._syncing.join()
+        clean = True
+        try:
+            self.store.flush()
+        except WhimbrelError as error:
+            log.warning("stop.not_synced", extra={"error": str(error)})
+            clean = False
+        self._map.close(clean=clean)
+        self._target.close()
+
+    def status(self) -> dict[str, object]:
+        """What there is to know, for JSON. Sizes in bytes."""
+        chunkmap, fetcher = self._map, self.fetcher
+        away, error = self.source.away_s, self.source.error
+        return {
+            "pid": os.getpid(),
+            "size_bytes": chunkmap.size_bytes,
+            "chunk_bytes": chunkmap.chunk_bytes,
+            "chunks": chunkmap.chunks,
+            "missing_chunks": chunkmap.missing_chunks,
+            "written_chunks": chunkmap.written_chunks,
+            "host_crashes": chunkmap.header.host_crashes,
+            "complete": chunkmap.missing_chunks == 0,
+            "waiting_chunks": self.store.waiting_chunks,
+            "holes_known": fetcher.holes_known,
+            "clients": self.listener.clients,
+            "ports": self._ports,
+            "source": {
+                "away_s": None if away is None else round(away, 3),
+                "error": None if error is None else f"{error.code}: {error.message}",
+            },
+            "target_error": None if fetcher.target_error is None else fetcher.target_error.message,
+            "background": {
+                "paused": fetcher.paused,
+                "window_bytes": fetcher.window.size_bytes,
+                "window_fixed": fetcher.window.fixed,
+                "bandwidth_bytes_per_s": fetcher.bandwidth_bytes_per_s,
+                "rate_bytes_per_s": round(fetcher.window.rate_bytes_per_s),
+            },
+            "statistics": fetcher.statistics.report(),
+        }
+
+    def _listen(self) -> None:
+        for place in self.config.listen:
+            if place.unix_path is not None:
+                sock = listen_unix(Path(place.unix_path), place.unix_mode)
+            else:
+                sock = listen_tcp(str(place.host), place.port)
+                self._ports.append(int(sock.getsockname()[1]))
+            self.listener.listen(sock)
+
+    def _sync(self) -> None:
+        """Make the hydration's work durable now and then, and the guest's flushes short by it."""
+        seen = -1
+        while not self._ending.wait(self.config.sync_every_s):
+            missing = self._map.missing_chunks
+            if missing == seen:
+                continue
+            try:
+                self.store.flush()
+                seen = missing
+            except WhimbrelError as error:
+                log.warning("sync.failed", extra={"error": str(error)})
+
+
+def open_target(config: StreamConfig) -> tuple[FileDevice, ChunkMap]:
+    """The target, made if the stream is new, and its map.
+
+    Raises Conflict if they do not belong together, and what the target raises.
+    """
+    path, stem = Path(config.target_path), Path(config.map_stem)
+    known = Path(f"{stem}.durable").exists()
+    if not path.exists():
+        if known:
+            raise Conflict(
+                f"the target {path} is gone, but its chunk map is there",
+                action="bring the target back, or remove the map's files to start the stream anew",
+            )
+        _make(path, config.size_bytes)
+    elif not known and path.is_file() and any(not extent.zero for extent in FileDevice(path).extents()):
+        raise Conflict(
+            f"the target {path} holds data, and there is no chunk map at {stem} that says which",
+            action="bring the map back, or remove the target to start the stream anew",
+        )
+    device = FileDevice(path, writable=True)
+    try:
+        if device.size_bytes < config.size_bytes or (path.is_file() and device.size_bytes != config.size_bytes):
+            raise Conflict(
+                f"the target {path} has {device.size_bytes} bytes, the disk has {config.size_bytes}",
+                action="give a target of the disk's size",
+            )
+        chunkmap = open_map(
+            stem, size_bytes=config.size_bytes, source=config.source_identity, target=target_identity(path)
+        )
+    except OSError as failed:
+        device.close()
+        raise Unavailable(f"the chunk map {stem} cannot be used: {failed}", cause=failed) from failed
+    except BaseException:
+        device.close()
+        raise
+    return device, chunkmap
+
+
+def target_identity(path: Path) -> str:
+    """What tells this target from one that took its place: the inode of a file, the path of a block device."""
+    status = path.stat()
+    return f"block {path.resolve()}" if stat.S_ISBLK(status.st_mode) else f"inode {status.st_ino}"
+
+
+def _make(path: Path, size_bytes: int) -> None:
+    """An empty target whose existence is durable before any map speaks of it."""
+    try:
+        with path.open("xb") as file:
+            file.truncate(size_bytes)
+            os.fsync(file.fileno())
+        sync_directory(path.parent)
+    except OSError as failed:
+        raise Unavailable(f"cannot make the target {path}: {failed}", cause=failed) from failed
+
+
+def _open_source(config: StreamConfig) -> BlockDevice:
+    if isinstance(config.source, NbdEndpoint):
+        return open_nbd(config.source, timeout_s=config.source_timeout_s)
+    return open_device(config.source)
