@@ -64,6 +64,11 @@ def test_relative_links_lead_somewhere(path: Path) -> None:
 
 
 @every_document
+def test_nothing_is_left_to_be_filled_in(path: Path) -> None:
+    assert not re.findall(r"@@\w+@@|\bTODO\b|\bTBD\b|\bXXX\b", path.read_text())
+
+
+@every_document
 def test_make_targets_exist(path: Path) -> None:
     targets = set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, flags=re.MULTILINE))
     for line in code(path.read_text()):
