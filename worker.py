@@ -33,12 +33,15 @@ from whimbrel.config.clouds import WhimbrelConfig
 from whimbrel.config.credentials import SecretRef, resolve
 from whimbrel.contracts.heartbeat import COPY_MARK_SIGNAL, CopyMark
 from whimbrel.contracts.names import CONTROL_QUEUE, data_queue
-from whimbrel.dataplane import Governor
+from whimbrel.dataplane import Governor, register_opener
 from whimbrel.errors import InvalidPlan, WhimbrelError
+from whimbrel.model.endpoint import LibvirtVolumeEndpoint
+from whimbrel.ports.block import BlockDevice
 from whimbrel.ports.cloud import Cloud, CloudRegistry
 from whimbrel.runtime import logs
 from whimbrel.runtime.connect import connect
 from whimbrel.runtime.exits import run_and_leave
+from whimbrel.runtime.liveness import Liveness
 from whimbrel.runtime.sandbox import runner
 from whimbrel.runtime.search_attributes import ensure_search_attributes
 from whimbrel.runtime.settings import WorkerSettings
@@ -97,6 +100,7 @@ class ConfiguredClouds:
                 tls_dir=entry.tls_dir,
                 scratch_dir=entry.scratch_dir,
                 runtime_dir=entry.runtime_dir,
+                console_dir=entry.console_dir,
                 username=entry.user,
                 credential=_secret(entry.credential),
                 server_tls_dir=entry.server_tls_dir or DEFAULT_SERVER_TLS_DIR,
@@ -151,6 +155,17 @@ def data_activities(
     return [copy.copy_disk, copy.compare_disk, copy.discard, PrecheckActivities(clouds, state_dir).run]
 
 
+def open_volumes_of(clouds: CloudRegistry) -> None:
+    """Let the data plane read volumes through the connections of these clouds (Xen hosts, transport stream)."""
+
+    def opener(endpoint: LibvirtVolumeEndpoint) -> BlockDevice:
+        from drivers.libvirt import volume_opener  # libvirt-python is an extra
+
+        return volume_opener(clouds.get)(endpoint)
+
+    register_opener("libvirt-volume", opener)
+
+
 def marks(client: Client, loop: asyncio.AbstractEventLoop) -> Notify:
     """Sends a copy's marks to its workflow from any thread; a mark that is lost is no harm."""
 
@@ -168,6 +183,7 @@ def build_workers(
     client: Client, clouds: CloudRegistry, settings: WorkerSettings, *, state_dir: Path, site: str, limit: float | None
 ) -> list[Worker]:
     """One Worker for each queue that the settings name. Raises InvalidPlan for unknown names."""
+    open_volumes_of(clouds)
     governor = Governor()
     governor.set_host_limit(limit)
     wanted = {queue.strip() for queue in settings.queues.split(",")}
@@ -185,8 +201,10 @@ def build_workers(
                 activity_executor=ThreadPoolExecutor(settings.max_calls, "call"),
                 max_concurrent_activities=settings.max_calls,
                 workflow_runner=runner(),
-                interceptors=[ErrorTranslation()],
+                interceptors=[ErrorTranslation(), Liveness()],
                 graceful_shutdown_timeout=grace,
+                max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
+                default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
             )
         )
     if "data" in wanted:
@@ -200,7 +218,7 @@ def build_workers(
                 ),
                 activity_executor=ThreadPoolExecutor(settings.max_copies, "copy"),
                 max_concurrent_activities=settings.max_copies,
-                interceptors=[ErrorTranslation()],
+                interceptors=[ErrorTranslation(), Liveness()],
                 graceful_shutdown_timeout=grace,
                 max_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,
                 default_heartbeat_throttle_interval=HEARTBEAT_THROTTLE,

@@ -28,18 +28,18 @@ class ComputeActivities:
     def __init__(self, clouds: CloudRegistry) -> None:
         self._clouds = clouds
 
-    @activity.defn(name="compute.inspect")
+    @activity.defn(name="compute.inspect", no_thread_cancel_exception=True)
     def inspect(self, wanted: VmInput) -> VmResult:
         """Read a VM by ref or name, with what its cloud can do."""
         cloud = self._clouds.get(wanted.cloud)
         return VmResult(vm=cloud.compute.inspect(wanted.ref), capabilities=cloud.capabilities())
 
-    @activity.defn(name="compute.power")
+    @activity.defn(name="compute.power", no_thread_cancel_exception=True)
     def power(self, wanted: VmInput) -> PowerResult:
         """Read a VM's power state."""
         return PowerResult(power=self._clouds.get(wanted.cloud).compute.power(wanted.ref))
 
-    @activity.defn(name="compute.start")
+    @activity.defn(name="compute.start", no_thread_cancel_exception=True)
     def start(self, wanted: StartInput) -> PowerResult:
         """Power on, and read back that it is."""
         compute = self._clouds.get(wanted.cloud).compute
@@ -49,7 +49,7 @@ class ComputeActivities:
             raise NotReady(f"the VM was started and is {state}", vm=wanted.ref)
         return PowerResult(power=state)
 
-    @activity.defn(name="compute.resume")
+    @activity.defn(name="compute.resume", no_thread_cancel_exception=True)
     def resume(self, wanted: VmInput) -> PowerResult:
         """Let a paused VM run, and read back that it does."""
         compute = self._clouds.get(wanted.cloud).compute
@@ -59,13 +59,13 @@ class ComputeActivities:
             raise NotReady(f"the VM was resumed and is {state}", vm=wanted.ref)
         return PowerResult(power=state)
 
-    @activity.defn(name="compute.request_stop")
+    @activity.defn(name="compute.request_stop", no_thread_cancel_exception=True)
     def request_stop(self, wanted: VmInput) -> Done:
         """Ask the guest to shut down."""
         self._clouds.get(wanted.cloud).compute.request_stop(wanted.ref)
         return Done()
 
-    @activity.defn(name="compute.wait_off")
+    @activity.defn(name="compute.wait_off", no_thread_cancel_exception=True)
     def wait_off(self, wanted: VmInput) -> PowerResult:
         """Succeed once the VM is off; until then NotReady, which Temporal tries again."""
         state = self._clouds.get(wanted.cloud).compute.power(wanted.ref)
@@ -73,7 +73,7 @@ class ComputeActivities:
             raise NotReady(f"the guest is still {state}", vm=wanted.ref)
         return PowerResult(power=state)
 
-    @activity.defn(name="compute.force_off")
+    @activity.defn(name="compute.force_off", no_thread_cancel_exception=True)
     def force_off(self, wanted: VmInput) -> PowerResult:
         """Take the power away, and read back that it is gone."""
         compute = self._clouds.get(wanted.cloud).compute
@@ -83,13 +83,13 @@ class ComputeActivities:
             raise NotReady(f"the VM was forced off and is {state}", vm=wanted.ref)
         return PowerResult(power=state)
 
-    @activity.defn(name="compute.set_autostart")
+    @activity.defn(name="compute.set_autostart", no_thread_cancel_exception=True)
     def set_autostart(self, wanted: AutostartInput) -> Done:
         """Set whether the VM starts with its host."""
         self._clouds.get(wanted.cloud).compute.set_autostart(wanted.ref, enabled=wanted.enabled)
         return Done()
 
-    @activity.defn(name="compute.ensure_vm")
+    @activity.defn(name="compute.ensure_vm", no_thread_cancel_exception=True)
     def ensure_vm(self, wanted: EnsureVmInput) -> VmResult:
         """Define the VM at the target, or find the one defined before."""
         cloud = self._clouds.get(wanted.cloud)
@@ -97,7 +97,7 @@ class ComputeActivities:
         mark = cloud.guest.console_tail(vm.ref, CONSOLE_MARK_BYTES) or ""
         return VmResult(vm=vm, capabilities=cloud.capabilities(), console_mark=mark)
 
-    @activity.defn(name="compute.ensure_absent")
+    @activity.defn(name="compute.ensure_absent", no_thread_cancel_exception=True)
     def ensure_absent(self, wanted: VmInput) -> Done:
         """Remove a VM that this migration made; the ref may be its name. One that is not there is fine."""
         compute = self._clouds.get(wanted.cloud).compute
@@ -108,13 +108,13 @@ class ComputeActivities:
         compute.ensure_absent(ref, migration=wanted.migration)
         return Done()
 
-    @activity.defn(name="compute.release")
+    @activity.defn(name="compute.release", no_thread_cancel_exception=True)
     def release(self, wanted: VmInput) -> Done:
         """Hand a rebuilt VM over: it is no longer the migration's to remove."""
         self._clouds.get(wanted.cloud).compute.release_tag(wanted.ref, migration=wanted.migration)
         return Done()
 
-    @activity.defn(name="compute.restore_source")
+    @activity.defn(name="compute.restore_source", no_thread_cancel_exception=True)
     def restore_source(self, wanted: RestoreSourceInput) -> RestoredResult:
         """Give the source back: its disks released, powered as before, definition compared with the one before."""
         cloud = self._clouds.get(wanted.cloud)

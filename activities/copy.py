@@ -228,7 +228,7 @@ class CopyActivities:
             )
         )
 
-    @activity.defn(name="manifest.discard")
+    @activity.defn(name="manifest.discard", no_thread_cancel_exception=True)
     def discard(self, wanted: ManifestInput) -> Done:
         """Remove a migration's manifests; there being none is fine."""
         shutil.rmtree(self._state_dir / "manifests" / wanted.migration, ignore_errors=True)

@@ -73,7 +73,7 @@ class HealthActivities:
     def __init__(self, clouds: CloudRegistry) -> None:
         self._clouds = clouds
 
-    @activity.defn(name="health.check")
+    @activity.defn(name="health.check", no_thread_cancel_exception=True)
     def check(self, wanted: HealthInput) -> HealthResult:
         """Pass all checks now, or raise NotReady (tried again by Temporal until the plan's timeout)."""
         cloud = self._clouds.get(wanted.cloud)

@@ -34,7 +34,7 @@ class InventoryActivities:
     def __init__(self, clouds: CloudRegistry) -> None:
         self._clouds = clouds
 
-    @activity.defn(name="inventory.list")
+    @activity.defn(name="inventory.list", no_thread_cancel_exception=True)
     def list(self, wanted: InventoryInput) -> InventoryResult:
         """One page of VMs by name, with the cloud's pools and networks."""
         cloud = self._clouds.get(wanted.cloud)

@@ -27,7 +27,7 @@ class LedgerActivities:
     def __init__(self, clouds: CloudRegistry) -> None:
         self._clouds = clouds
 
-    @activity.defn(name="ledger.read_back")
+    @activity.defn(name="ledger.read_back", no_thread_cancel_exception=True)
     def read_back(self, wanted: ReadBackInput) -> ReadBackResult:
         """Look for every object of the migration on both clouds; report those that are there and should not be."""
         found: set[tuple[str, str, str]] = set()

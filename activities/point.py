@@ -15,7 +15,7 @@ class PointActivities:
     def __init__(self, clouds: CloudRegistry) -> None:
         self._clouds = clouds
 
-    @activity.defn(name="point.open")
+    @activity.defn(name="point.open", no_thread_cancel_exception=True)
     def open(self, wanted: OpenPointInput) -> PointResult:
         """Freeze a VM's disks at one instant, or find the point that an earlier attempt opened."""
         point = self._clouds.get(wanted.cloud).points.open(
@@ -28,13 +28,13 @@ class PointActivities:
         )
         return PointResult(point=point)
 
-    @activity.defn(name="point.close")
+    @activity.defn(name="point.close", no_thread_cancel_exception=True)
     def close(self, wanted: ClosePointInput) -> Done:
         """End reading a point; its token stays."""
         self._clouds.get(wanted.cloud).points.close(wanted.ref, wanted.key, migration=wanted.migration)
         return Done()
 
-    @activity.defn(name="point.forget")
+    @activity.defn(name="point.forget", no_thread_cancel_exception=True)
     def forget(self, wanted: ForgetPointsInput) -> Done:
         """Remove this migration's tokens but those to keep; with none to keep, points still open are closed first."""
         points = self._clouds.get(wanted.cloud).points

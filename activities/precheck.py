@@ -39,7 +39,7 @@ class PrecheckActivities:
         self._clouds = clouds
         self._state_dir = state_dir
 
-    @activity.defn(name="precheck.run")
+    @activity.defn(name="precheck.run", no_thread_cancel_exception=True)
     def run(self, wanted: PrecheckRequest) -> PrecheckAnswer:
         """Gather once, judge by every rule of the stage."""
         plan = wanted.plan

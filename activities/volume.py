@@ -24,7 +24,7 @@ class VolumeActivities:
     def __init__(self, clouds: CloudRegistry) -> None:
         self._clouds = clouds
 
-    @activity.defn(name="volume.ensure")
+    @activity.defn(name="volume.ensure", no_thread_cancel_exception=True)
     def ensure(self, wanted: EnsureVolumesInput) -> VolumesResult:
         """Make the volumes of a VM's disks, or find those made before."""
         volumes = self._clouds.get(wanted.cloud).volumes
@@ -33,7 +33,7 @@ class VolumeActivities:
         ]
         return VolumesResult(disks=tuple(made))
 
-    @activity.defn(name="volume.remove")
+    @activity.defn(name="volume.remove", no_thread_cancel_exception=True)
     def remove(self, wanted: RemoveVolumesInput) -> Done:
         """Remove volumes that this migration made; those that are gone are fine."""
         volumes = self._clouds.get(wanted.cloud).volumes
@@ -41,14 +41,14 @@ class VolumeActivities:
             volumes.ensure_absent(name, pool, migration=wanted.migration)
         return Done(note=f"{len(wanted.volumes)} volumes")
 
-    @activity.defn(name="volume.open_writer")
+    @activity.defn(name="volume.open_writer", no_thread_cancel_exception=True)
     def open_writer(self, wanted: OpenWriterInput) -> WriterResult:
         """Open the target volumes for writing, or adopt the session opened before."""
         volumes = {disk.spec.key: disk.volume for disk in wanted.disks}
         session = self._clouds.get(wanted.cloud).volumes.open_writer(wanted.key, volumes, migration=wanted.migration)
         return WriterResult(session=session)
 
-    @activity.defn(name="volume.open_disk_writer")
+    @activity.defn(name="volume.open_disk_writer", no_thread_cancel_exception=True)
     def open_disk_writer(self, wanted: OpenDiskWriterInput) -> WriterResult:
         """Open disks of a stopped VM for writing."""
         cloud = self._clouds.get(wanted.cloud)
@@ -56,7 +56,7 @@ class VolumeActivities:
         session = cloud.volumes.open_disk_writer(wanted.key, vm, wanted.disks, migration=wanted.migration)
         return WriterResult(session=session)
 
-    @activity.defn(name="volume.close_writer")
+    @activity.defn(name="volume.close_writer", no_thread_cancel_exception=True)
     def close_writer(self, wanted: CloseWriterInput) -> Done:
         """Flush and close a session; one that is gone is fine."""
         self._clouds.get(wanted.cloud).volumes.close_writer(wanted.key)

@@ -16,20 +16,31 @@ class Timing:
     retry: RetryPolicy
     heartbeat: timedelta | None = None
     schedule_to_close: timedelta | None = None
+    own_beats: bool = False
+    """The activity tells its progress by heartbeats; for all others the worker beats (``runtime.liveness``)."""
 
 
 def _seconds(value: float) -> timedelta:
     return timedelta(seconds=value)
 
 
-CLOUD_READ = Timing(_seconds(60), RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(30)))
+CALL_HEARTBEAT = _seconds(20)
+"""A worker that died in a call is noticed after this long, and not at the end of the call's limit."""
+CLOUD_READ = Timing(
+    _seconds(60), RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(30)), heartbeat=CALL_HEARTBEAT
+)
 """Without an end: a cloud that is down for an hour is waited for, visibly."""
-CLOUD_WRITE = Timing(_seconds(120), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(60)))
-GATHER = Timing(_seconds(180), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(30)))
+CLOUD_WRITE = Timing(
+    _seconds(120), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(60)), heartbeat=CALL_HEARTBEAT
+)
+GATHER = Timing(
+    _seconds(180), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(30)), heartbeat=CALL_HEARTBEAT
+)
 BULK = Timing(
     timedelta(hours=24),
     RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(60), maximum_attempts=8),
     heartbeat=_seconds(20),
+    own_beats=True,
 )
 """Start-to-close is only a backstop: lack of progress fails the attempt long before.
 
@@ -39,15 +50,21 @@ point in time with it): the workflow then opens both ends again and goes on, as 
 CUTOVER = Timing(
     _seconds(120),
     RetryPolicy(initial_interval=_seconds(0.5), maximum_interval=_seconds(10)),
+    heartbeat=CALL_HEARTBEAT,
     schedule_to_close=timedelta(minutes=10),
 )
 """While the guest is down: quick retries, and an end, after which the source is started again."""
 WAIT_OFF = Timing(_seconds(20), RetryPolicy(initial_interval=_seconds(1), backoff_coefficient=1.0))
-HEALTH = Timing(timedelta(minutes=2), RetryPolicy(initial_interval=_seconds(1), backoff_coefficient=1.0))
+HEALTH = Timing(
+    timedelta(minutes=2),
+    RetryPolicy(initial_interval=_seconds(1), backoff_coefficient=1.0),
+    heartbeat=CALL_HEARTBEAT,
+)
 """Schedule-to-close is the plan's own."""
 COMPENSATION = Timing(
     timedelta(minutes=10),
     RetryPolicy(initial_interval=_seconds(1), maximum_interval=timedelta(minutes=2)),
+    heartbeat=CALL_HEARTBEAT,
     schedule_to_close=timedelta(hours=24),
 )
 
