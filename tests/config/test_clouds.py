@@ -38,6 +38,7 @@ clouds:
     server_tls_dir: /etc/pki/qemu
     nbd_host: b.example
     scratch_dir: /var/lib/scratch
+    console_dir: /var/log/consoles
     user: whimbrel
     credential: {file: secrets/b}
   os:
@@ -65,6 +66,7 @@ def test_every_key_arrives_and_relative_paths_start_at_the_file() -> None:
             server_tls_dir="/etc/pki/qemu",
             nbd_host="b.example",
             scratch_dir="/var/lib/scratch",
+            console_dir="/var/log/consoles",
             user="whimbrel",
             credential=SecretRef(file="/etc/whimbrel/secrets/b"),
         ),
@@ -195,3 +197,10 @@ def test_a_keyring_reference() -> None:
     cloud = config.clouds["a"]
     assert isinstance(cloud, LibvirtCloud)
     assert cloud.credential == SecretRef(keyring=KeyringEntry(service="libvirt", user="u"))
+
+
+def test_streams_need_no_address_of_their_own() -> None:
+    text = "version: 1\nclouds: {a: {kind: libvirt, uri: 'xen+ssh://root@x/', transport: stream}}\n"
+    cloud = made(text).cloud("a")
+    assert isinstance(cloud, LibvirtCloud)
+    assert (cloud.transport, cloud.nbd_host) == ("stream", None)

@@ -38,8 +38,11 @@ class LibvirtCloud(YamlModel):
     """libvirt connection address: ``qemu:///system``, ``qemu+ssh://root@host/system``, ``qemu+tls://host/system``."""
     site: Site | None = None
     """Where the storage is; movers of the same site copy. The top-level ``site`` when not given."""
-    transport: Literal["unix", "tcp", "tls"] = "unix"
-    """How movers reach disks by NBD: ``unix`` needs the mover on the hypervisor's host."""
+    transport: Literal["unix", "tcp", "tls", "stream"] = "unix"
+    """How movers reach disks by NBD: ``unix`` needs the mover on the hypervisor's host.
+
+    ``stream`` needs no NBD but gives raw disks of stopped VMs only (mode cold); hosts other than QEMU's always do that.
+    """
     tls_dir: str | None = None
     """Directory with ``ca-cert.pem``, ``client-cert.pem``, ``client-key.pem`` on the mover."""
     server_tls_dir: str | None = None
@@ -50,6 +53,8 @@ class LibvirtCloud(YamlModel):
     """Directory on the hypervisor for the scratch files of points in time; a default of the driver when not given."""
     runtime_dir: str | None = None
     """Directory on the hypervisor for NBD sockets (``unix``); ``/run/whimbrel`` when not given."""
+    console_dir: str | None = None
+    """Directory on the hypervisor for console logs of rebuilt VMs; the path in the VM's definition when not given."""
     user: str | None = None
     """Name for SASL authentication to libvirt."""
     credential: SecretRef | None = None
@@ -67,7 +72,7 @@ class LibvirtCloud(YamlModel):
 
     @model_validator(mode="after")
     def _complete(self) -> LibvirtCloud:
-        if self.transport != "unix" and not self.nbd_host:
+        if self.transport in {"tcp", "tls"} and not self.nbd_host:
             raise ValueError(f"transport {self.transport} needs nbd_host")
         if self.transport == "tls" and not self.tls_dir:
             raise ValueError("transport tls needs tls_dir")
