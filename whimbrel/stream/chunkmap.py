@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import mmap
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -80,7 +81,7 @@ def current_boot_id() -> bytes:
 class ChunkMap:
     """Made by ``open_map``. Thread-safe; questions take no lock, for answers only ever change from no to yes."""
 
-    def __init__(self, header: Header, live: mmap.mmap, durable: DurableFile, lock_fd: int) -> None:
+    def __init__(self, header: Header, live: mmap.mmap, durable: DurableFile, lock_fd: int, changes: Changes) -> None:
         self.header = header
         self.chunk_bytes = header.chunk_bytes
         self.size_bytes = header.size_bytes
@@ -91,7 +92,7 @@ class ChunkMap:
         self._local_at = HEADER_BYTES
         self._written_at = HEADER_BYTES + header.chunks
         self._lock = threading.Lock()
-        self._changes = Changes()
+        self._changes = changes
         self._missing = live[self._local_at : self._written_at].count(_NO)
 
     @property
@@ -221,8 +222,10 @@ def open_map(
             _create(durable, header.pack() + _NO * (2 * header.chunks))
         found, tables = _load_durable(durable, header)
         opened = durable_file(durable)
-        header, tables = _state(live, found, tables, boot, opened)
-        return ChunkMap(header, _mapped(live, header), opened, lock_fd)
+        header, believed = _state(live, found, tables, boot, opened)
+        # What a process that died had not hardened yet is known by nobody else: the next flush must cover it.
+        changes = Changes() if believed == tables else _all_of(believed, header.chunks)
+        return ChunkMap(header, _mapped(live, header), opened, lock_fd, changes)
     except BaseException:
         if opened is not None:
             opened.close()
@@ -253,15 +256,20 @@ def _state(live: Path, found: Header, tables: bytes, boot: bytes, durable: Durab
     return header, tables
 
 
+def _all_of(tables: bytes, chunks: int) -> Changes:
+    """Everything that is true in ``tables``, as changes."""
+    return Changes(_yes_runs(tables[:chunks]), _yes_runs(tables[chunks:]))
+
+
+def _yes_runs(table: bytes) -> list[Run]:
+    return [match.span() for match in re.finditer(re.escape(_YES) + b"+", table)]
+
+
 def _unsure(tables: bytes, chunks: int) -> bytes:
     local, written = tables[:chunks], bytearray(tables[chunks:])
     # A local chunk not known as written may hold a write whose mark did not reach the disk while its data did.
-    at = local.find(_YES)
-    while at >= 0:
-        end = local.find(_NO, at)
-        end = chunks if end < 0 else end
-        written[at:end] = written[at:end].replace(_NO, bytes((UNSURE,)))
-        at = local.find(_YES, end)
+    for first, last in _yes_runs(local):
+        written[first:last] = written[first:last].replace(_NO, bytes((UNSURE,)))
     return local + bytes(written)
 
 
