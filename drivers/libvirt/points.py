@@ -47,9 +47,14 @@ class LibvirtPoints:
             domain = domains.get(conn, ref)
             if only_streams(conn, self._reach):
                 return self._stream.open(conn, domain, disks, key=key, since=since, migration=migration)
-            if domain.isActive():
-                return self._live.open(conn, domain, disks, key=key, since=since, migration=migration, track=track)
-            return self._cold.open(conn, domain, disks, key=key, since=since, migration=migration)
+            if not domain.isActive():
+                try:
+                    return self._cold.open(conn, domain, disks, key=key, since=since, migration=migration)
+                except Conflict:
+                    if not domain.isActive():
+                        raise
+                    # It was started between our look and our lock on its images.
+            return self._live.open(conn, domain, disks, key=key, since=since, migration=migration, track=track)
 
     def close(self, ref: str, key: str, *, migration: str) -> None:
         """End reading and remove temporary files; tokens stay. A point that is not open is fine."""
