@@ -44,6 +44,25 @@ BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError]], ...] = tuple(
     )
 )
 
+ACTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(words, re.IGNORECASE), action)
+    for words, action in (
+        (
+            r"host key verification|no matching host key",
+            "compare the host's key with the one its owner tells, then put it into known_hosts of the worker's user",
+        ),
+        (
+            r"permission denied \(publickey|too many authentication failures",
+            "put the worker user's public key into authorized_keys on that host; it must work without a passphrase",
+        ),
+        (
+            r"certificate|pki|tls (handshake|packet)",
+            "check the client certificate, its CA and the host name in the server's certificate (virt-pki-validate)",
+        ),
+    )
+)
+"""What an operator can do about failures whose class alone does not tell, by libvirt's or ssh's words."""
+
 BY_CODE: dict[int, type[WhimbrelError]] = {
     libvirt.VIR_ERR_NO_CONNECT: Unavailable,
     libvirt.VIR_ERR_INVALID_CONN: Unavailable,
@@ -108,7 +127,8 @@ def translate(error: libvirt.libvirtError, doing: str, **evidence: str) -> Whimb
     kind = kind_of(code if code is not None else -1, text)
     if is_dead_connection(error) and kind is not AuthFailed:
         kind = Unavailable
-    return kind(f"{doing} failed: {text}", cause=error, libvirt_code=code, **evidence)
+    action = next((action for words, action in ACTIONS if words.search(text)), None)
+    return kind(f"{doing} failed: {text}", action=action, cause=error, libvirt_code=code, **evidence)
 
 
 @contextmanager

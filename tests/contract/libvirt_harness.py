@@ -33,8 +33,9 @@ class LibvirtHarness:
     pool = "default"
     lacks = frozenset({Lack.GUEST_STOPS, Lack.SAME_NAMES, Lack.COLD_TOKENS, Lack.AGENT})
 
-    def __init__(self, lab: KvmLab, cloud: str = "a", **options: Any) -> None:
+    def __init__(self, lab: KvmLab, cloud: str = "a", *, uri: str | None = None, **options: Any) -> None:
         self._lab = lab
+        self._uri = uri or lab.uri(cloud)
         self._cloud = cloud
         self._clouds: list[LibvirtCloud] = []
         self.network = "lab" if lab.has_network(cloud) else "user"
@@ -47,7 +48,7 @@ class LibvirtHarness:
         self.cloud: Cloud = self.fresh_cloud()
 
     def fresh_cloud(self) -> LibvirtCloud:
-        made = LibvirtCloud("lab", uri=self._lab.uri(self._cloud), **self._options)
+        made = LibvirtCloud("lab", uri=self._uri, **self._options)
         self._clouds.append(made)
         return made
 

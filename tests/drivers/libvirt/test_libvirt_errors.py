@@ -154,3 +154,19 @@ def test_a_connection_is_opened_again_after_close() -> None:
             assert [domain.name() for domain in conn.listAllDomains()] == ["test"]
         connection.close()
     connection.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("Cannot recv data: Host key verification failed.: Connection reset by peer", "known_hosts"),
+        ("Cannot recv data: root@h: Permission denied (publickey).: Connection reset", "authorized_keys"),
+        ("Unable to verify TLS peer: The certificate is not trusted.", "virt-pki-validate"),
+    ],
+)
+def test_failures_of_connecting_say_what_to_do(text: str, word: str) -> None:
+    assert word in translate(libvirt.libvirtError(text), "connecting to libvirt").action
+
+
+def test_other_failures_keep_the_action_of_their_class() -> None:
+    assert translate(libvirt.libvirtError("no space left"), "making x").action == QuotaExceeded.default_action
