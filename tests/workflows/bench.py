@@ -40,7 +40,7 @@ from whimbrel.runtime.translation import ErrorTranslation
 
 MIB = 1 << 20
 T = TypeVar("T")
-SETTLE_S = 30.0
+SETTLE_S = 80.0
 
 
 class MemoryClouds:

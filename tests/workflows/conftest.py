@@ -22,7 +22,7 @@ T = TypeVar("T")
 SETTINGS = {
     "frontend.WorkflowTimeSkippingEnabled": "true",
     # No test that is not about it gets so far.
-    "limit.historyCount.suggestContinueAsNew": "900",
+    "limit.historyCount.suggestContinueAsNew": "500",
 }
 
 

@@ -33,7 +33,8 @@ async def _runs(migrated: Migrated) -> list[int]:
     return lengths
 
 
-@pytest.mark.parametrize("rounds", [45, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("rounds", [24, pytest.param(300, marks=[pytest.mark.slow, pytest.mark.timeout(600)])])
 def test_state_is_carried_over(orchestrator: Orchestrator, run: Run, rounds: int) -> None:
     """Round numbers, totals, undo, ledger and wishes of the operator survive; each history stays short."""
     orchestrator.source.add_vm("app01", disks=((2 * MIB, "qcow2"),))

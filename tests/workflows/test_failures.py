@@ -231,7 +231,8 @@ def test_a_full_pool_holds_and_keeps_what_was_copied(orchestrator: Orchestrator,
 
     report = run(story())
     orchestrator.assert_moved(report, before)
-    assert report.status.rounds[0].sent_bytes <= 9 * MIB, "most of the first half was not sent again"
+    # The figures are those of all attempts together.
+    assert report.status.rounds[0].sent_bytes <= 13 * MIB, "what was copied was not sent again"
 
 
 def test_a_cloud_that_is_down_for_an_hour_is_survived(orchestrator: Orchestrator, run: Run) -> None:
@@ -246,10 +247,13 @@ def test_a_cloud_that_is_down_for_an_hour_is_survived(orchestrator: Orchestrator
 
 
 @pytest.mark.usefixtures("quick_retries")
-def test_copies_that_reach_nobody_open_both_ends_again(orchestrator: Orchestrator, run: Run) -> None:
+def test_copies_that_reach_nobody_open_both_ends_again(
+    orchestrator: Orchestrator, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A mover that cannot reach the data: its attempts end, both ends are opened again, as long as it takes."""
+    monkeypatch.setattr(TABLE["copy.disk"].retry, "maximum_attempts", 2)
     before = _vm(orchestrator)
-    orchestrator.fail("copy.disk", lambda: Unavailable("no route"), times=18, fits=_kind("baseline"))
+    orchestrator.fail("copy.disk", lambda: Unavailable("no route"), times=4, fits=_kind("baseline"))
     report = run(orchestrator.migrate(orchestrator.plan("app01", parallel_disks=1)))
     orchestrator.assert_moved(report, before)
     first = [call.args["key"] for call in orchestrator.source.calls if call.method == "open"][2:]

@@ -48,8 +48,8 @@ def test_pause_in_the_baseline_stops_the_copy_and_resume_goes_on(orchestrator: O
         await migrated.say(verbs.RESUME)
         assert "neither paused" in await migrated.refused(verbs.RESUME)
         now = await migrated.phase(Phase.ROUNDS)
-        # What was being written at the stop may be written once more: 8 MiB are in flight at most.
-        assert now.rounds[0].read_bytes <= BIG - copied + 8 * MIB
+        # Over all attempts; what was in flight at the stop may be read once more.
+        assert now.rounds[0].read_bytes <= BIG + 8 * MIB
         await migrated.say(verbs.CUTOVER)
         return await migrated.report()
 
