@@ -8,7 +8,7 @@ from collections.abc import Callable
 from itertools import count, pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.dataplane.disks import UNIT, assert_equal_and_known, reader, writer
@@ -232,6 +232,7 @@ def test_target_is_flushed_before_digests_and_cursor(manifest_of: Opener) -> Non
     assert manifest.cursor_bytes == UNIT
 
 
+@settings(max_examples=50, deadline=None)
 @given(
     cuts=st.lists(st.integers(0, 3000), max_size=30),
     kinds=st.lists(st.sampled_from(["data", "zeros", "unfinished"]), min_size=32, max_size=32),
