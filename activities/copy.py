@@ -27,16 +27,19 @@ from whimbrel.dataplane import (
     CopyStopped,
     Governor,
     Manifest,
+    ManifestCorrupt,
     Priority,
     ScanProgress,
     ScanStopped,
     changed_by_hash,
     compare,
     copy,
+    discard_manifest,
     open_device,
     sample_unchanged,
     verify_round,
 )
+from whimbrel.errors import BaseLost
 from whimbrel.model.extent import Extent, align, total_bytes
 from whimbrel.model.progress import VerifyRecord
 from whimbrel.ports.block import BlockDevice
@@ -85,7 +88,19 @@ class CopyActivities:
 
     @activity.defn(name="copy.disk", no_thread_cancel_exception=True)
     def copy_disk(self, job: CopyDiskInput) -> CopyDiskResult:
-        """Bring the target disk up to the source's point in time; goes on where an earlier attempt ended."""
+        """Bring the target disk up to the source's point in time; goes on where an earlier attempt ended.
+
+        Raises BaseLost when the manifest is damaged: it is discarded, and a copy by hashes sends what it no longer
+        vouches for.
+        """
+        path = self._manifest_path(job.migration, job.source.key)
+        try:
+            return self._copy_between(job, path)
+        except ManifestCorrupt as error:
+            discard_manifest(path)
+            raise BaseLost(f"the manifest of {job.source.key} was damaged and is discarded", cause=error) from error
+
+    def _copy_between(self, job: CopyDiskInput, path: Path) -> CopyDiskResult:
         notify = self._notify if job.mark_progress else None
         with ExitStack() as stack:
             watch = stack.enter_context(BulkWatch(job.source.key, no_progress_s=self._no_progress_s, notify=notify))
@@ -93,7 +108,6 @@ class CopyActivities:
             stack.callback(source.close)
             target = open_device(job.target.endpoint)
             stack.callback(target.close)
-            path = self._manifest_path(job.migration, job.source.key)
             manifest = stack.enter_context(Manifest.open(path, source.size_bytes))
             try:
                 return self._copy(job, source, target, manifest, watch)

@@ -22,9 +22,11 @@ from whimbrel.contracts.activity_io import (
     ReadBackInput,
     VmInput,
 )
+from whimbrel.contracts.names import SA_OUTAGE
 from whimbrel.errors import GuestUnbootable
 from whimbrel.model.ledger import Fate
 from whimbrel.model.progress import Phase
+from workflows import attributes
 from workflows.calls import call
 from workflows.copying import close_point
 from workflows.course import Course
@@ -83,6 +85,7 @@ async def _check(course: Course) -> None:
     journal.health = result.passed
     if journal.outage is not None:
         journal.outage = journal.outage.model_copy(update={"healthy_at": workflow.now()})
+        attributes.publish({SA_OUTAGE: round(journal.outage.seconds() or 0.0, 1)})
 
 
 async def _compare(course: Course) -> None:
