@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from drivers.libvirt import checkpoints, domain_xml, domains, guest, host, images, tag, tracking, xen_xml
+from drivers.libvirt import checkpoints, domain_xml, domains, guest, host, images, qmp, tag, tracking, xen_xml
 from drivers.libvirt.backup_xml import SCRATCH_SUFFIX
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.network import read_network
@@ -22,7 +22,7 @@ from drivers.libvirt.volumes import LibvirtVolumes, all_volumes
 from whimbrel.errors import Conflict, Unavailable
 from whimbrel.model.facts import DiskFacts, SourceFacts, TargetFacts
 from whimbrel.model.naming import PREFIX
-from whimbrel.model.vm import Capabilities, VmSpec
+from whimbrel.model.vm import Capabilities, DiskFormat, VmSpec
 from whimbrel.ports.network import NetworkPort
 
 MADE_BY_US = re.compile(r"-([0-9a-f]{10})$")
@@ -102,7 +102,7 @@ def _source(cloud: str, conn: Any, domain: Any, able: Capabilities, connection: 
         clock=_clock(connection),
         capabilities=able,
         can_act=not connection.read_only,
-        network_mtus=_network_mtus(conn, spec),
+        network_mtus=_network_mtus(conn, live),
         bandwidth_limits=tuple(_limits(written)),
         rebuild_changes=conversion.changes,
         rebuild_blockers=conversion.blockers,
@@ -129,10 +129,14 @@ def _clock(connection: Connection) -> datetime | None:
     return datetime.now(UTC) if connection.host is None else None
 
 
-def _network_mtus(conn: Any, spec: VmSpec) -> dict[str, int]:
-    """MTUs of the libvirt networks that the VM is plugged into, where the network's definition names one."""
+def _network_mtus(conn: Any, domain: ET.Element) -> dict[str, int]:
+    """MTUs of what the VM is plugged into: its card's own where the VM's definition names one, else the network's."""
     found = {}
-    for name in {nic.network for nic in spec.nics}:
+    for node in domain.findall("devices/interface"):
+        name, own = domain_xml.nic_network(node), node.find("mtu")
+        if own is not None and own.get("size"):
+            found[name] = int(own.get("size", "0"))
+            continue
         with suppress(libvirt.libvirtError):  # bridges and user networking are no networks of libvirt
             mtu = read_network(conn.networkLookupByName(name).XMLDesc(), active=True).mtu
             if mtu is not None:
@@ -236,11 +240,18 @@ def _disk_facts(conn: Any, domain: Any, live: ET.Element, spec: VmSpec) -> list[
                 stale_tracking=tuple(sorted(f"{name}: {damaged[name]}" for name in names if name in damaged)),
                 foreign_tracking=tuple(sorted(name for name in names if not name.startswith(f"{PREFIX}-"))),
                 sector_bytes=_sector_bytes(live, disk.key),
-                internal_snapshots=internal if disk.format.startswith("qcow2") else 0,
+                internal_snapshots=_internal_snapshots(disk.format, internal, nodes.get(disk.key)),
                 encrypted=written[disk.key].encrypted or (top is not None and top.encrypted),
             )
         )
     return found
+
+
+def _internal_snapshots(form: DiskFormat, known: int, node: qmp.Node | None) -> int:
+    """What libvirt has recorded; of a running VM's image also those that others made (qemu-img snapshot)."""
+    if not form.startswith("qcow2"):
+        return 0
+    return max(known, node.internal_snapshots if node is not None else 0)
 
 
 def _images_of_others(conn: Any, ref: str) -> dict[str, set[str]]:

@@ -72,6 +72,8 @@ def domain_capabilities(conn: Any) -> DomainCapabilities:
     try:
         return _asked_capabilities(conn)
     except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return DomainCapabilities()  # not every hypervisor's driver tells them
         if error.get_error_code() != libvirt.VIR_ERR_OPERATION_DENIED:
             raise
         return DomainCapabilities(backup=conn.getLibVersion() >= BACKUP_SINCE)

@@ -47,6 +47,7 @@ class Node:
     compat: str | None
     filename: str
     bitmaps: tuple[Bitmap, ...]
+    internal_snapshots: int = 0
 
     def bitmap(self, name: str) -> Bitmap | None:
         """The bitmap of this name."""
@@ -100,6 +101,7 @@ def _node(alias: str, shown: dict[str, Any]) -> Node:
         compat=specific.get("data", {}).get("compat") if specific.get("type") == "qcow2" else None,
         filename=str(image.get("filename", "")),
         bitmaps=tuple(_bitmaps(shown)),
+        internal_snapshots=len(image.get("snapshots", ())),
     )
 
 
