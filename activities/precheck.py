@@ -20,6 +20,9 @@ from whimbrel.model.plan import CommandCheck
 from whimbrel.ports.cloud import CloudRegistry
 from whimbrel.precheck.registry import run_rules
 
+PROBE_ATTEMPTS = 4
+"""A fault of the moment must not refuse a migration; one that stays so long is a finding."""
+
 
 def tools() -> dict[str, str]:
     """Versions of what this mover runs on: everything else is in the hypervisors."""
@@ -53,7 +56,13 @@ class PrecheckActivities:
             source_facts = SourceFacts(cloud=plan.source, same_name=(plan.vm, str(error)))
         if wanted.probe and source_facts.reachable and target_facts.reachable:
             path = probe_path(
-                plan, source, target, facts=source_facts, migration=wanted.migration, state_dir=self._state_dir
+                plan,
+                source,
+                target,
+                facts=source_facts,
+                migration=wanted.migration,
+                state_dir=self._state_dir,
+                patient=activity.info().attempt < PROBE_ATTEMPTS,
             )
         else:
             self._state_dir.mkdir(parents=True, exist_ok=True)

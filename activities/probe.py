@@ -139,9 +139,12 @@ def probe_target(cloud: Cloud, pool: str, migration: str) -> float:
 
 
 def probe_path(
-    plan: VmPlan, source: Cloud, target: Cloud, *, facts: SourceFacts, migration: str, state_dir: Path
+    plan: VmPlan, source: Cloud, target: Cloud, *, facts: SourceFacts, migration: str, state_dir: Path, patient: bool
 ) -> PathFacts:
-    """Try the way the bytes will take; what fails is told in ``why_not`` instead of raised."""
+    """Try the way the bytes will take; what fails is told in ``why_not`` instead of raised.
+
+    With ``patient``, what may pass by itself (Unavailable and the like) is raised, so that it is tried again.
+    """
     state_dir.mkdir(parents=True, exist_ok=True)
     found = PathFacts(probed=True, state_free_bytes=shutil.disk_usage(state_dir).free)
     vm = facts.vm
@@ -159,6 +162,8 @@ def probe_path(
             }
         )
     except WhimbrelError as error:
+        if patient and error.retryable:
+            raise
         why.append(f"reading the source: {error}")
     pool = plan.pool_for(vm.disks[0].pool)
     if pool is None:
@@ -169,5 +174,7 @@ def probe_path(
                 update={"writes_target": True, "write_bytes_per_s": probe_target(target, pool, migration)}
             )
         except WhimbrelError as error:
+            if patient and error.retryable:
+                raise
             why.append(f"writing the target: {error}")
     return found.model_copy(update={"why_not": "; ".join(why)})

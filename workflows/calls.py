@@ -33,6 +33,7 @@ def start(
     queue: str = CONTROL_QUEUE,
     timing: Timing | None = None,
     schedule_to_close: timedelta | None = None,
+    schedule_to_start: timedelta | None = None,
 ) -> ActivityHandle[Out]:
     """Start an activity; cancelling it waits until it has really ended, so that nothing races with an undo."""
     used = timing or TABLE[activity_name(method)]
@@ -43,6 +44,7 @@ def start(
         start_to_close_timeout=used.start_to_close,
         heartbeat_timeout=used.heartbeat,
         schedule_to_close_timeout=schedule_to_close or used.schedule_to_close,
+        schedule_to_start_timeout=schedule_to_start,
         retry_policy=used.retry,
         cancellation_type=ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
         summary=summary,

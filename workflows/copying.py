@@ -36,6 +36,8 @@ REOPEN_FIRST_S = 2.0
 REOPEN_MAX_S = 300.0
 FRUITLESS_REOPENS = 30
 """So many times the two ends are opened again before the operator is asked (two hours and more)."""
+MOVER_WAIT = timedelta(minutes=2)
+"""With the guest down, so long is waited for a mover to take the copy."""
 FINAL_REOPENS = 2
 """The guest is down: rather than wait for long, the cutover is taken back."""
 
@@ -166,7 +168,11 @@ async def _copy_until_told(course: Course, job: CopyDiskInput) -> CopyDiskResult
     wishes = course.wishes
     generation = wishes.copy_generation
     handle: ActivityHandle[CopyDiskResult] = start(
-        CopyActivities.copy_disk, job, summary=f"{job.kind}: copy {job.source.key}", queue=course.data_queue
+        CopyActivities.copy_disk,
+        job,
+        summary=f"{job.kind}: copy {job.source.key}",
+        queue=course.data_queue,
+        schedule_to_start=MOVER_WAIT if job.kind == "final" else None,
     )
     try:
         await workflow.wait_condition(lambda: handle.done() or wishes.copy_generation != generation)

@@ -124,7 +124,13 @@ def test_the_probe_reads_writes_and_removes(path: tuple[str, str, VmPlan], tmp_p
     source, target, plan = path
     facts = MemoryCloud(source).source_facts("a")
     found = probe_path(
-        plan, MemoryCloud(source), MemoryCloud(target), facts=facts, migration=MIGRATION, state_dir=tmp_path / "new"
+        plan,
+        MemoryCloud(source),
+        MemoryCloud(target),
+        facts=facts,
+        migration=MIGRATION,
+        state_dir=tmp_path / "new",
+        patient=True,
     )
     assert found.probed
     assert found.reads_source
@@ -153,10 +159,38 @@ def test_a_probe_that_fails_says_so_and_removes_all(
     facts = MemoryCloud(source).source_facts("a")
     Scenario(source if side == "source" else target).fail(port, method, lambda: Unavailable("cut"), when=when)
     found = probe_path(
-        plan, MemoryCloud(source), MemoryCloud(target), facts=facts, migration=MIGRATION, state_dir=tmp_path
+        plan,
+        MemoryCloud(source),
+        MemoryCloud(target),
+        facts=facts,
+        migration=MIGRATION,
+        state_dir=tmp_path,
+        patient=False,
     )
     assert "cut" in found.why_not
     assert (found.reads_source, found.writes_target) == ((side != "source"), (side != "target"))
+    assert Scenario(source).leftovers(MIGRATION) == []
+    assert Scenario(target).leftovers(MIGRATION) == []
+
+
+@pytest.mark.parametrize(("side", "port"), [("source", "points"), ("target", "volumes")])
+def test_a_patient_probe_lets_a_fault_of_the_moment_be_tried_again(
+    path: tuple[str, str, VmPlan], tmp_path: Path, side: str, port: str
+) -> None:
+    source, target, plan = path
+    facts = MemoryCloud(source).source_facts("a")
+    method = "open" if side == "source" else "open_writer"
+    Scenario(source if side == "source" else target).fail(port, method, lambda: Unavailable("cut"))
+    with pytest.raises(Unavailable, match="cut"):
+        probe_path(
+            plan,
+            MemoryCloud(source),
+            MemoryCloud(target),
+            facts=facts,
+            migration=MIGRATION,
+            state_dir=tmp_path,
+            patient=True,
+        )
     assert Scenario(source).leftovers(MIGRATION) == []
     assert Scenario(target).leftovers(MIGRATION) == []
 
@@ -166,7 +200,13 @@ def test_a_full_target_is_told(path: tuple[str, str, VmPlan], tmp_path: Path) ->
     Scenario(target).add_pool("default", MIB)
     facts = MemoryCloud(source).source_facts("a")
     found = probe_path(
-        plan, MemoryCloud(source), MemoryCloud(target), facts=facts, migration=MIGRATION, state_dir=tmp_path
+        plan,
+        MemoryCloud(source),
+        MemoryCloud(target),
+        facts=facts,
+        migration=MIGRATION,
+        state_dir=tmp_path,
+        patient=False,
     )
     assert "no room" in found.why_not
     assert QuotaExceeded.__name__ not in found.why_not
