@@ -12,6 +12,8 @@ from tests.e2e.scene import Scene
 from whimbrel.model.progress import Phase
 
 DATA_MIB = 32
+AT_MOST_BYTES = 45 * MIB
+"""Sent by all attempts together: less than the data and the half of it that was there at the kill."""
 pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(400)]
 
 
@@ -23,7 +25,7 @@ def test_worker_killed_in_the_baseline(scene: Scene) -> None:
     report = scene.confirm(running)
     scene.moved(running, report)
     sent = report.status.rounds[0].sent_bytes
-    assert sent < (DATA_MIB - 4) * MIB, f"the copy began anew: {sent} bytes were sent after the kill"
+    assert sent < AT_MOST_BYTES, f"the copy began anew: {sent} bytes were sent in all"
 
 
 @pytest.mark.slow
@@ -108,4 +110,4 @@ def test_one_of_two_workers_killed(scene: Scene) -> None:
     report = scene.confirm(running)
     assert len([worker for worker in scene.stage.workers if worker.alive]) == 1
     scene.moved(running, report)
-    assert report.status.rounds[0].sent_bytes < (DATA_MIB - 4) * MIB
+    assert report.status.rounds[0].sent_bytes < AT_MOST_BYTES
