@@ -4,14 +4,8 @@ The device keeps one connection of its own for block status, and opens one more 
 serve at least one client more than there are lanes (``qemu-nbd --shared``).
 
 Only that connection asks for structured replies, which block status needs. A lane takes simple replies unless told
-otherwise: for a structured read QEMU first looks up where the range has holes, and then reads and sends every run by
-itself, while whoever copies has asked for the allocation before and reads data only.
-
-Flush: with NBD_FLAG_CAN_MULTI_CONN the server promises that a flush on one connection covers the writes that were
-acknowledged on any. Without it, ``flush`` of any lane flushes every open lane of the device in turn, a lane that is
-closed flushes first, and if a connection is lost with writes that nothing has flushed, ``flush`` fails from then on:
-those writes must be made again through a new device. On such servers reading through one lane what another wrote
-needs a flush in between.
+otherwise: one header and the data, where a structured read may come in pieces. docs/dataplane.md has the figures, in
+which neither is faster.
 """
 
 from __future__ import annotations
