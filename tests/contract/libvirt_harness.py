@@ -19,6 +19,7 @@ import libvirt_qemu
 
 from drivers.libvirt import LibvirtCloud
 from labs.kvm import KvmLab
+from tests.contract import agent_guest
 from tests.contract.harness import Lack
 from whimbrel.model.vm import DiskFormat, VolumeRef
 from whimbrel.ports.cloud import Cloud
@@ -31,7 +32,7 @@ class LibvirtHarness:
     """Implements tests.contract.harness.Harness. VMs are bare: firmware that finds nothing to boot."""
 
     pool = "default"
-    lacks = frozenset({Lack.GUEST_STOPS, Lack.SAME_NAMES, Lack.COLD_TOKENS, Lack.AGENT})
+    lacks = frozenset({Lack.GUEST_STOPS, Lack.SAME_NAMES, Lack.COLD_TOKENS})
 
     def __init__(self, lab: KvmLab, cloud: str = "a", *, uri: str | None = None, **options: Any) -> None:
         self._lab = lab
@@ -240,8 +241,19 @@ class LibvirtHarness:
             domain.abortJob()
             socket.unlink(missing_ok=True)
 
-    def set_agent(self, ref: str, *, hostname: str) -> None:
-        raise NotImplementedError(f"no agent in bare guests: {ref} {hostname}")
+    def set_agent(self, ref: str, *, hostname: str, mute: bool = False) -> None:
+        """Start the VM anew with a guest that has an agent; returns when the agent has opened its port."""
+        domain = self.domain(ref)
+        initramfs, console = self.work / "agent.cpio.gz", self.work / "agent-console.log"
+        agent_guest.write_initramfs(initramfs)
+        domain.destroy()
+        definition = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        made = agent_guest.with_agent(definition, initramfs, console, hostname=hostname, mute=mute)
+        self.conn.defineXML(made).create()
+        deadline = time.monotonic() + 240
+        while not console.exists() or b"AGENT UP" not in console.read_bytes():
+            assert time.monotonic() < deadline, console.read_bytes()[-2000:] if console.exists() else "no console"
+            time.sleep(0.2)
 
 
 def _remove(domain: Any) -> None:
