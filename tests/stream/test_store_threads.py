@@ -1,0 +1,222 @@
+"""Many threads on few chunks: guest IO, a fetcher with a source that comes and goes, and every byte accounted for."""
+
+from __future__ import annotations
+
+import random
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from whimbrel.dataplane.filedevice import FileDevice
+from whimbrel.dataplane.memorydevice import MemoryDevice, MemoryDisk
+from whimbrel.errors import Unavailable
+from whimbrel.ports.block import BlockDevice
+from whimbrel.stream.chunkmap import open_map
+from whimbrel.stream.fetcher import Fetcher
+from whimbrel.stream.hydration import Sweeping
+from whimbrel.stream.source import Source
+from whimbrel.stream.store import Store
+
+CHUNK = 64 << 10
+CHUNKS = 12
+SIZE = CHUNKS * CHUNK - 4096
+LANES_OF_CHUNK = 4
+"""Each chunk is divided among so many threads; a thread alone knows what its part holds."""
+PART = CHUNK // LANES_OF_CHUNK
+
+
+@pytest.fixture
+def disk() -> MemoryDisk:
+    disk = MemoryDisk(SIZE, tracked=False)
+    disk.write(0, random.Random(5).randbytes(SIZE))
+    return disk
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    path = tmp_path / "t.raw"
+    path.write_bytes(b"")
+    with path.open("r+b") as file:
+        file.truncate(SIZE)
+    device = FileDevice(path, writable=True)
+    chunkmap = open_map(tmp_path / "m", size_bytes=SIZE, source="s", target="t")
+    yield Store(device, chunkmap)
+    chunkmap.close()
+    device.close()
+
+
+class Part(threading.Thread):
+    """Owns one part of every chunk, changes it and reads it back at once: a fetch must never undo a write."""
+
+    def __init__(self, number: int, store: Store, content: bytearray) -> None:
+        super().__init__(daemon=True)
+        self.number, self.store, self.content = number, store, content
+        self.rng = random.Random(number)
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            for step in range(150):
+                self.step(step)
+        except BaseException as failure:
+            self.failure = failure
+
+    def step(self, step: int) -> None:
+        offset = self.rng.randrange(CHUNKS) * CHUNK + self.number * PART
+        length = min(PART, SIZE - offset)
+        what = self.rng.random()
+        if what < 0.4:
+            data = struct.pack("<II", self.number, step) * (length // 8)
+            self.local(self.store.needs(offset, length))
+            self.store.write(offset, memoryview(data))
+            self.content[offset : offset + length] = data
+        elif what < 0.5:
+            self.local(self.store.needs(offset, length))
+            self.store.zero(offset, length)
+            self.content[offset : offset + length] = bytes(length)
+        elif what < 0.55:
+            self.store.flush()
+        self.local(self.store.missing(offset, length))
+        buffer = memoryview(bytearray(length))
+        self.store.read(offset, buffer)
+        assert bytes(buffer) == self.content[offset : offset + length], f"part {self.number} at {offset}"
+
+    def local(self, chunks: list[int]) -> None:
+        come = threading.Event()
+        self.store.when_local(chunks, lambda error: come.set())
+        assert come.wait(90), f"chunks {chunks} never came"
+
+
+class Whole(threading.Thread):
+    """Overwrites whole chunks of its own, which the background fetches at the same time."""
+
+    def __init__(self, store: Store, content: bytearray, chunks: list[int]) -> None:
+        super().__init__(daemon=True)
+        self.store, self.content, self.chunks = store, content, chunks
+        self.failure: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            for chunk in self.chunks:
+                data = bytes([chunk + 1]) * CHUNK
+                assert not self.store.needs(chunk * CHUNK, CHUNK)
+                self.store.write(chunk * CHUNK, memoryview(data))
+                self.content[chunk * CHUNK : (chunk + 1) * CHUNK] = data
+                buffer = memoryview(bytearray(CHUNK))
+                self.store.read(chunk * CHUNK, buffer)
+                assert buffer == data
+        except BaseException as failure:
+            self.failure = failure
+
+
+def finished(threads: list[Part] | list[Whole]) -> None:
+    for thread in threads:
+        thread.join(100)
+        assert not thread.is_alive()
+        assert thread.failure is None, repr(thread.failure)
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_parts_of_shared_chunks(store: Store, disk: MemoryDisk, background: bool) -> None:
+    content = bytearray(disk.read(0, SIZE))
+    away = iter([False, True, True, False])
+
+    def opener() -> BlockDevice:
+        if next(away, False):
+            raise Unavailable("the source is away")
+        return MemoryDevice(disk, writable=False)
+
+    for nth in (3, 5, 9, 14):
+        disk.fail_at(nth, Unavailable("a read failed"), ["read"])
+    fetcher = Fetcher(store, Source(opener, SIZE), Sweeping(store.map), background=background)
+    parts = [Part(number, store, content) for number in range(LANES_OF_CHUNK)]
+    fetcher.start()
+    for part in parts:
+        part.start()
+    finished(parts)
+    fetcher.stop()
+    view = memoryview(bytearray(SIZE))
+    for chunk in range(CHUNKS):
+        start, end = chunk * CHUNK, min((chunk + 1) * CHUNK, SIZE)
+        if store.map.is_local(chunk, chunk + 1):
+            store.read(start, view[start:end])
+        else:
+            disk.read_to(start, view[start:end])
+    assert view == content
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whole_writes_against_a_hydration(store: Store, disk: MemoryDisk, seed: int) -> None:
+    content = bytearray(disk.read(0, SIZE))
+    fetcher = Fetcher(store, Source(lambda: MemoryDevice(disk, writable=False), SIZE), Sweeping(store.map))
+    mine = random.Random(seed).sample(range(CHUNKS - 1), 6)
+    writers = [Whole(store, content, mine[:3]), Whole(store, content, mine[3:])]
+    fetcher.start()
+    for writer in writers:
+        writer.start()
+    finished(writers)
+    deadline = time.monotonic() + 90
+    while store.map.missing_chunks and time.monotonic() < deadline:
+        time.sleep(0.01)
+    fetcher.stop()
+    view = memoryview(bytearray(SIZE))
+    store.read(0, view)
+    assert view == content
+    assert [chunk for chunk in range(CHUNKS) if store.map.written(chunk)] == sorted(mine)
+
+
+def test_a_whole_write_does_not_wait_for_the_source(store: Store) -> None:
+    claim = store.claim(0, 2)
+    assert claim is not None
+    store.write(0, memoryview(b"\1" * CHUNK))
+    assert store.land(claim, memoryview(b"\2" * (2 * CHUNK))) == CHUNK
+    view = memoryview(bytearray(2 * CHUNK))
+    store.read(0, view)
+    assert view == b"\1" * CHUNK + b"\2" * CHUNK
+
+
+def test_who_waits_for_a_chunk_that_a_failing_write_took_gets_it_fetched(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted: list[int] = []
+    store.want = wanted.extend
+    told: list[object] = []
+    claim = store.claim(3, 4)
+    assert claim is not None
+    store.when_local([3], told.append)
+    assert not wanted  # a fetch is on its way
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store.target, "write_from", _refuse)
+        with pytest.raises(Unavailable, match="no write"):
+            store.write(3 * CHUNK, memoryview(bytes(CHUNK)))
+    assert wanted == [3]
+    assert store.land(claim, memoryview(bytes(CHUNK))) == 0
+    again = store.claim(3, 4)
+    assert again is not None
+    assert not told
+    store.land(again, memoryview(bytes(CHUNK)))
+    assert told == [None]
+
+
+def _refuse(_offset: int, _data: memoryview) -> None:
+    raise Unavailable("no write today")
+
+
+def test_failed_sync_fails_every_later_flush(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.write(0, memoryview(b"x" * CHUNK))
+    fails = [True]
+
+    def flush() -> None:
+        if fails.pop() if fails else False:
+            raise Unavailable("EIO")
+
+    monkeypatch.setattr(store.target, "flush", flush)
+    with pytest.raises(Unavailable, match="EIO"):
+        store.flush()
+    with pytest.raises(Unavailable, match="could not be synced"):
+        store.flush()
