@@ -55,7 +55,17 @@ def test_incremental_of_disks_without_tracking(scene: Scene, formats: tuple[str,
 
 
 @pytest.mark.slow
-def test_cold_of_two_qcow2_disks(scene: Scene) -> None:
+def test_cold_of_two_disks_compared_before_the_boot(scene: Scene) -> None:
     scene.boot("qcow2", "qcow2")
-    running = scene.migrate("cold")
+    running = scene.migrate("cold", verify={"when": "before_boot"})
     scene.moved(running, scene.confirm(running))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("form", "wanted"), [("raw", "qcow2"), ("qcow2", "raw")])
+def test_incremental_into_another_format(scene: Scene, form: str, wanted: str) -> None:
+    scene.boot(form)
+    running = scene.migrate(disk_format=wanted)
+    scene.moved(running, scene.confirm(running))
+    first = scene.guest.disk_paths("b")["vda"].open("rb").read(4)
+    assert (first == b"QFI\xfb") == (wanted == "qcow2")

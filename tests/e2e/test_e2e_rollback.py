@@ -55,6 +55,15 @@ def test_rollback_with_writes_of_a_raw_disk(scene: Scene) -> None:
 
 
 @pytest.mark.slow
+def test_rollback_in_the_precheck(scene: Scene) -> None:
+    scene.boot()
+    running = scene.migrate()
+    running.activity("precheck.run")
+    running.say("rollback")
+    scene.untouched(running, running.report())
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("verb", ["rollback", "abort"])
 def test_rollback_in_the_baseline(scene: Scene, verb: str) -> None:
     scene.boot()

@@ -59,15 +59,20 @@ def test_worker_killed_in_the_final_delta(scene: Scene) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("activity", ["compute.ensure_vm", "compute.wait_off"])
-def test_worker_killed_in_a_call_of_the_cutover(scene: Scene, activity: str) -> None:
+@pytest.mark.parametrize(
+    ("step", "activity"), [("stop the source", None), ("final delta", "point.open"), ("start the target", None)]
+)
+def test_worker_killed_in_a_call_of_the_cutover(scene: Scene, step: str, activity: str | None) -> None:
     scene.boot()
     running = scene.migrate(rounds={"cutover": "manual"})
     running.rounds(2)
     running.say("cutover")
-    running.activity(activity)
+    running.running_step(step)
+    if activity is not None:
+        running.activity(activity)
     scene.installation.replace_worker()
-    scene.moved(running, scene.confirm(running, timeout_s=240))
+    report = scene.confirm(running, timeout_s=180)
+    scene.moved(running, report)
 
 
 @pytest.mark.slow
@@ -95,6 +100,23 @@ def test_worker_killed_while_it_undoes(scene: Scene) -> None:
     running.running_step("undo: ")
     scene.installation.replace_worker()
     scene.untouched(running, running.report(timeout_s=240))
+
+
+@pytest.mark.slow
+def test_worker_ended_in_the_baseline(scene: Scene) -> None:
+    """SIGTERM, as for an upgrade: it ends soon and well, and another goes on."""
+    scene.boot(data_mib=DATA_MIB)
+    running = scene.migrate(bandwidth_bytes_per_s=4e6)
+    scene.wait_copied(running, DATA_MIB // 2 * MIB)
+    leaving = scene.installation.worker
+    assert leaving.stop() == 0
+    scene.installation.start_worker()
+    report = scene.confirm(running)
+    scene.moved(running, report)
+    assert report.status.rounds[0].sent_bytes < AT_MOST_BYTES
+    assert "Traceback" not in "".join(
+        line for line in leaving.log.read_text().splitlines() if '"level": "error"' in line
+    )
 
 
 @pytest.mark.slow
