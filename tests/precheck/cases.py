@@ -259,6 +259,16 @@ CONNECTIVITY = (
     _unknown("connect.versions", facts(target__hypervisor_version="")),
     _found("path.read", facts(path__reads_source=False, path__why_not="TLS: bad certificate"), "bad certificate"),
     _unknown("path.read", facts(path__probed=False)),
+    _unknown(
+        "path.read",
+        facts(path__reads_source=False, source__capabilities__live_points=False, **COLD),
+        "disks of stopped VMs only",
+    ),
+    _found(
+        "path.read",
+        facts(path__reads_source=False, source__capabilities__live_points=False, **COLD, **OFF),
+        "no bytes from",
+    ),
     _found("path.write", facts(path__writes_target=False), "kvm-b"),
     _unknown("path.write", facts(path__probed=False)),
     _found("path.bandwidth", facts(path__write_bytes_per_s=2.0 * MIB), "2 MiB/s", "nearer"),

@@ -6,7 +6,8 @@ import re
 
 from whimbrel.model.figures import bytes_text, duration_text, rate_text
 from whimbrel.model.finding import PrecheckFacts, Severity
-from whimbrel.precheck.known import link_bytes_per_s, listed, the_target, the_vm
+from whimbrel.model.vm import Power
+from whimbrel.precheck.known import link_bytes_per_s, listed, source_can, the_target, the_vm
 from whimbrel.precheck.rule import ALWAYS, RUN, START, Answer, FactMissing, found, ok, rule
 
 MAX_CLOCK_SKEW_S = 5.0
@@ -85,9 +86,14 @@ def _probed(facts: PrecheckFacts) -> None:
 
 @rule("path.read", "the mover can read the source", Severity.BLOCK, catalogue=(74, 77), stages=RUN)
 def read(facts: PrecheckFacts) -> Answer:
-    """Real bytes of the source's disk were read on the way that the copy will take."""
+    """Real bytes of the source's disk were read on the way that the copy will take.
+
+    A source that gives disks of stopped VMs only cannot be tried while the VM runs.
+    """
     _probed(facts)
     if not facts.path.reads_source:
+        if the_vm(facts).power is not Power.OFF and not source_can(facts).live_points:
+            raise FactMissing(f"whether {facts.plan.source} can be read: it gives disks of stopped VMs only")
         return found(
             f"no bytes from {facts.plan.source}: {facts.path.why_not or 'no reason given'}",
             "open the way from the worker to the source's data port (firewall, TLS files), then run precheck again",
