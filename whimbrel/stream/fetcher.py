@@ -30,7 +30,6 @@ from whimbrel.stream.window import Window
 
 DEMAND_LANES: Final = 4
 DEMAND_RUN_BYTES: Final = 1 << 20
-BACKGROUND_REQUEST_BYTES: Final = 256 << 10
 LINGER_S: Final = 0.002
 LONGEST_HOLD_S: Final = 0.05
 IDLE_S: Final = 0.2
@@ -279,10 +278,8 @@ class Fetcher:
         return not busy or now - self._background_sent > LONGEST_HOLD_S
 
     def _request_bytes(self) -> int:
-        """Half the window: two requests keep a link busy."""
         chunk = self.store.chunk_bytes
-        wanted = min(self.window.size_bytes // 2, BACKGROUND_REQUEST_BYTES)
-        return max(wanted // chunk * chunk, chunk)
+        return max(self.window.request_bytes // chunk * chunk, chunk)
 
     def _send_next(self, lane: BlockLane, flying: dict[int, _InFlight]) -> bool:
         run = self._proposed or self._order.next_run(self._request_bytes() // self.store.chunk_bytes)

@@ -15,6 +15,8 @@ QUEUE_LOW_S: Final = 0.005
 QUEUE_HIGH_S: Final = 0.010
 SMALLEST_BYTES: Final = 64 << 10
 LARGEST_BYTES: Final = 16 << 20
+LARGEST_REQUEST_BYTES: Final = 256 << 10
+REQUESTS: Final = 4
 START_BYTES: Final = 256 << 10
 BASE_LIFE_S: Final = 10.0
 PROBES: Final = 3
@@ -46,6 +48,12 @@ class Window:
             if self._fixed is not None:
                 return self._fixed
             return SMALLEST_BYTES if self._probing else int(self._bytes)
+
+    @property
+    def request_bytes(self) -> int:
+        """How much to ask for at once: a quarter of the window, so that the link never waits for the next request."""
+        quarter = self.size_bytes // REQUESTS
+        return min(max(quarter // SMALLEST_BYTES * SMALLEST_BYTES, SMALLEST_BYTES), LARGEST_REQUEST_BYTES)
 
     @property
     def fixed(self) -> bool:
