@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from whimbrel.model.extent import Extent
 
@@ -19,6 +19,9 @@ class LossyDisk:
         self.stable = bytearray(content)
         self._unsynced: set[int] = set()
         self._lock = threading.Lock()
+        self.before_flush: Callable[[], None] = lambda: None
+        self.after_flush: Callable[[], None] = lambda: None
+        """What happens in the moments around the sync: a crash (an exception), or somebody else's write."""
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         with self._lock:
@@ -34,10 +37,12 @@ class LossyDisk:
         self.write_from(offset, memoryview(bytes(length)))
 
     def flush(self) -> None:
+        self.before_flush()
         with self._lock:
             for sector in self._unsynced:
                 self._copy(self.now, self.stable, sector)
             self._unsynced.clear()
+        self.after_flush()
 
     def close(self) -> None:
         """Nothing to give back."""

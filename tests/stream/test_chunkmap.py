@@ -8,7 +8,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from tests.stream.lossy import LossyDisk
 from whimbrel.errors import Conflict
@@ -157,6 +157,7 @@ def test_the_boot_id_of_this_host() -> None:
     assert len(current_boot_id()) == 16
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, CHUNKS - 1), st.integers(1, 9)), max_size=12), st.integers(1, 9))
 def test_questions(tmp_path_factory: pytest.TempPathFactory, marks: list[tuple[int, int]], longest: int) -> None:
     chunkmap = opened(tmp_path_factory.mktemp("q") / "m")
@@ -186,6 +187,7 @@ def test_questions(tmp_path_factory: pytest.TempPathFactory, marks: list[tuple[i
     chunkmap.close()
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 2**40), st.binary(min_size=16, max_size=16), st.integers(0, 1000), st.booleans(), st.integers(0, 120)
 )

@@ -24,6 +24,10 @@ SIZE = CHUNKS * CHUNK - 1536
 SECTOR = 512
 
 
+class CrashError(Exception):
+    """The host is gone."""
+
+
 class StoreMachine(RuleBasedStateMachine):
     """``model`` is what the guest must read; ``allowed`` per sector, what it may read after a crash of the host."""
 
@@ -169,6 +173,42 @@ class StoreMachine(RuleBasedStateMachine):
         for at in range(len(self.allowed)):
             self.allowed[at] = {self.sector(self.model, at)}
 
+    @rule(where=ranges)
+    def flush_while_somebody_writes(self, where: tuple[int, int]) -> None:
+        """A write in the middle of a flush, which may but need not cover it."""
+        offset, length = self.cut(where)
+        data = self.rng.randbytes(length)
+        self.fetched(self.store.needs(offset, length))
+        before = [self.sector(self.model, at) for at in range(len(self.allowed))]
+
+        def write() -> None:
+            self.disk.after_flush = lambda: None
+            self.store.write(offset, memoryview(data))
+
+        self.disk.after_flush = write
+        self.store.flush()
+        for at, content in enumerate(before):
+            self.allowed[at] = {content}
+        self.change(offset, data)
+
+    @rule(seed=st.integers(0, 2**32), moment=st.integers(0, 3))
+    def host_crashes_in_a_flush(self, seed: int, moment: int) -> None:
+        """Before or after either of its two syncs: nothing was acknowledged, and nothing may be torn."""
+        assert self.durable is not None
+
+        def crash() -> None:
+            raise CrashError
+
+        victim = self.disk if moment < 2 else self.durable
+        if moment % 2:
+            victim.after_flush = crash
+        else:
+            victim.before_flush = crash
+        with contextlib.suppress(CrashError):
+            self.store.flush()
+        victim.before_flush = victim.after_flush = lambda: None
+        self.host_crashes(seed)
+
     def close_roughly(self) -> None:
         """Free the lock as a death does; files and mapping stay as they are."""
         assert self.durable is not None
@@ -184,6 +224,9 @@ class StoreMachine(RuleBasedStateMachine):
         self.open()
 
     @rule(seed=st.integers(0, 2**32))
+    def host_crashes_at_rest(self, seed: int) -> None:
+        self.host_crashes(seed)
+
     def host_crashes(self, seed: int) -> None:
         assert self.durable is not None
         rng = random.Random(seed)
