@@ -18,6 +18,7 @@ from whimbrel.ports.block import BlockDevice
 from whimbrel.stream.chunkmap import open_map
 from whimbrel.stream.fetcher import Fetcher
 from whimbrel.stream.hydration import Sweeping
+from whimbrel.stream.mapfile import HEADER_BYTES, NO, YES
 from whimbrel.stream.source import Source
 from whimbrel.stream.store import Store
 
@@ -177,6 +178,54 @@ def test_a_whole_write_does_not_wait_for_the_source(store: Store) -> None:
     view = memoryview(bytearray(2 * CHUNK))
     store.read(0, view)
     assert view == b"\1" * CHUNK + b"\2" * CHUNK
+
+
+def test_a_whole_write_waits_for_data_that_is_landing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    landing, go_on = threading.Event(), threading.Event()
+    write = store.target.write_from
+
+    def write_from(offset: int, data: memoryview) -> None:
+        if data[0] == 2:
+            landing.set()
+            assert go_on.wait(90)
+        write(offset, data)
+
+    monkeypatch.setattr(store.target, "write_from", write_from)
+    claim = store.claim(0, 1)
+    assert claim is not None
+    fetch = threading.Thread(target=store.land, args=(claim, memoryview(b"\2" * CHUNK)))
+    guest = threading.Thread(target=store.write, args=(0, memoryview(b"\1" * CHUNK)))
+    fetch.start()
+    assert landing.wait(90)
+    guest.start()
+    guest.join(0.1)
+    assert guest.is_alive()
+    go_on.set()
+    for thread in (fetch, guest):
+        thread.join(90)
+    view = memoryview(bytearray(CHUNK))
+    store.read(0, view)
+    assert bytes(view) == b"\1" * CHUNK
+
+
+def test_a_write_in_the_middle_of_a_sync_is_left_for_the_next(store: Store, tmp_path: Path) -> None:
+    """Its mark must not become durable by a sync that began before its data was there."""
+    flush = store.target.flush
+    late = memoryview(b"l" * CHUNK)
+
+    def flush_with_a_late_write() -> None:
+        flush()
+        store.write(2 * CHUNK, late)
+
+    store.write(CHUNK, late)
+    store.target.flush = flush_with_a_late_write  # type: ignore[method-assign]
+    store.flush()
+    table = (tmp_path / "m.durable").read_bytes()[HEADER_BYTES : HEADER_BYTES + 4]
+    assert table == bytes([NO, YES, NO, NO])
+    store.target.flush = flush  # type: ignore[method-assign]
+    store.flush()
+    table = (tmp_path / "m.durable").read_bytes()[HEADER_BYTES : HEADER_BYTES + 4]
+    assert table == bytes([NO, YES, YES, NO])
 
 
 def test_who_waits_for_a_chunk_that_a_failing_write_took_gets_it_fetched(
