@@ -163,10 +163,13 @@ class Fetcher:
         device: BlockDevice | None = None
         buffer = memoryview(bytearray(max(DEMAND_RUN_BYTES, self.store.chunk_bytes)))
         with contextlib.suppress(Stopped):
-            while (claim := self._next_demand()) is not None:
+            while True:
+                # Before there is a demand: a handshake takes some round trips, which a miss would have to wait for.
+                lane, device = (lane, device) if lane is not None else self.source.lane()
+                claim = self._next_demand()
+                if claim is None:
+                    return
                 try:
-                    if lane is None:
-                        lane, device = self.source.lane()
                     self._fetch_now(lane, claim, buffer)
                 except WhimbrelError as error:
                     self.store.abandon(claim)

@@ -1,7 +1,7 @@
 """The source, which may go away and come back: whoever needs it waits, and nobody is given an error for that.
 
-With ``fail_after_s`` the waiting ends: ``lost`` is called once with the error when the source has been away that
-long. It goes on being tried; a request that comes later waits for the source anew.
+With ``fail_after_s`` the waiting ends: once the source has been away that long, ``lost`` is called with the error after
+every attempt that fails, so a request that comes later waits for one more attempt. It goes on being tried.
 """
 
 from __future__ import annotations
@@ -45,7 +45,6 @@ class Source:
         self._failures = 0
         self._away_since: float | None = None
         self._error: WhimbrelError | None = None
-        self._told = False
 
     @property
     def error(self) -> WhimbrelError | None:
@@ -96,7 +95,6 @@ class Source:
                 self._failures = 0
                 self._away_since = None
                 self._error = None
-                self._told = False
 
     def failed(self, device: BlockDevice | None, error: WhimbrelError) -> None:
         """A request failed: all connections are made anew, after a pause that grows. Raises Stopped."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 import threading
 from typing import Final
 
-QUEUE_LOW_S: Final = 0.005
-QUEUE_HIGH_S: Final = 0.010
+QUEUE_LOW_S: Final = 0.003
+QUEUE_HIGH_S: Final = 0.006
 SMALLEST_BYTES: Final = 64 << 10
 LARGEST_BYTES: Final = 16 << 20
 LARGEST_REQUEST_BYTES: Final = 256 << 10
