@@ -15,10 +15,11 @@ from labs.kvm import DiskSpec, GuestSpec, LabGuest
 from labs.kvm.accel import virt_type
 from labs.kvm.records import BLOCK_BYTES, RECORDS_OFFSET, Record, parse_console, read_image
 from labs.stage import CLOUD_NAMES, Stage
-from tests.e2e.images import MIB, differing_blocks, fill
+from tests.e2e.images import MIB, content_bytes, differing_blocks, fill
 from tests.e2e.installation import Installation
 from tests.e2e.remains import leftovers, shared_files
 from tests.e2e.running import PATIENCE_S, Running
+from whimbrel.dataplane.header import ManifestCorrupt, read_header
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import MigrationReport, Phase
 
@@ -169,6 +170,24 @@ class Scene:
             if held >= at_least_bytes:
                 return held
             assert time.monotonic() < deadline, f"{held} of {at_least_bytes} bytes are at the target"
+            time.sleep(0.05)
+
+    def cursor(self, running: Running, disk: str = "vda") -> int:
+        """Where a copy would go on after a kill at this moment: the offset in the disk's manifest; 0 without one."""
+        path = self.stage.directory / "state" / "manifests" / running.migration / f"{disk}.manifest"
+        size = content_bytes(self.guest.disk_paths("a")[disk])
+        try:
+            with path.open("rb") as manifest:
+                return read_header(manifest.fileno(), str(path), size).cursor_bytes
+        except (FileNotFoundError, ManifestCorrupt):
+            return 0
+
+    def wait_cursor(self, running: Running, at_least: int, *, timeout_s: float = PATIENCE_S) -> None:
+        """Wait until a copy is durable up to this offset."""
+        running.until(lambda now: now.phase is Phase.BASELINE, "the baseline", timeout_s=timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while (reached := self.cursor(running)) < at_least:
+            assert time.monotonic() < deadline, f"the copy is durable up to {reached}, not {at_least}"
             time.sleep(0.05)
 
     # -- what must be true in the end ---------------------------------------------------------------------------
