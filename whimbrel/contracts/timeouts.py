@@ -38,14 +38,14 @@ GATHER = Timing(
 )
 BULK = Timing(
     timedelta(hours=24),
-    RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(60), maximum_attempts=8),
+    RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(60), maximum_attempts=5),
     heartbeat=_seconds(20),
     own_beats=True,
 )
 """Start-to-close is only a backstop: lack of progress fails the attempt long before.
 
-Attempts end after about two minutes because what they read may be gone for good (a hypervisor that died takes the
-point in time with it): the workflow then opens both ends again and goes on, as long as it takes.
+Attempts end after about a quarter of a minute of failures because what they read may be gone for good (a hypervisor
+that died takes the point in time with it): the workflow then opens both ends again and goes on, as long as it takes.
 """
 CUTOVER = Timing(
     _seconds(120),
