@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.nbd.programs import qemu_nbd, run
-from tests.stream.streams import CHUNK, MIB, config_for, json_of, make_source, process, qemu_io, until
+from tests.stream.streams import CHUNK, MIB, PATIENCE_S, config_for, json_of, make_source, process, qemu_io, until
 from whimbrel.model.endpoint import NbdEndpoint
 
 pytestmark = pytest.mark.interop
@@ -93,3 +95,33 @@ def test_a_disk_written_through_nbdcopy_while_it_hydrates(spot: Path) -> None:
         run("nbdcopy", "--flush", str(spot / "new.raw"), uri)
         assert server.terminate() == 0
     assert (spot / "target.raw").read_bytes() == wanted
+
+
+def test_qemu_goes_on_after_the_server_was_killed(spot: Path) -> None:
+    """QEMU's own reconnecting client, as a guest's disk uses it: it waits, connects again, and finds what it wrote."""
+    content = bytearray(make_source(spot / "source.raw", SIZE, share=1.0))
+    options = f"driver=nbd,server.type=unix,server.path={spot / 'nbd'},reconnect-delay=90"
+    with process(spot, config_for(spot, SIZE, background=False)) as server:
+        argv = ["qemu-io", "--image-opts", options]
+        with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as qemu:
+            assert qemu.stdin is not None
+            # One line at a time: qemu-io takes more into its buffer, and then waits for input.
+            for number, line in enumerate(("write -P 0x66 1000 5000\n", "write -P 0x77 1M 64k\n"), 1):
+                qemu.stdin.write(line)
+                qemu.stdin.flush()
+                until(lambda n=number: server.status()["written_chunks"] == n, "write", 30)  # type: ignore[misc]
+            server.kill()
+            qemu.stdin.write("read -P 0x66 1000 5000\nwrite -P 0x88 2M 100k\nread -P 0x77 1M 64k\nflush\nquit\n")
+            qemu.stdin.flush()
+            time.sleep(0.2)
+            server.start()
+            output, _ = qemu.communicate(timeout=PATIENCE_S)
+        assert "failed" not in output.lower(), output
+        assert output.count("5000/5000") == 2
+        content[1000:6000] = b"\x66" * 5000
+        content[MIB : MIB + CHUNK] = b"\x77" * CHUNK
+        content[2 * MIB : 2 * MIB + 100 * 1024] = b"\x88" * (100 * 1024)
+        run("nbdcopy", f"nbd+unix:///?socket={spot / 'nbd'}", str(spot / "out"))
+        assert (spot / "out").read_bytes() == content
+        assert server.terminate() == 0
+    assert (spot / "target.raw").read_bytes() == content
