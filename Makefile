@@ -13,6 +13,8 @@ STAMP := $(VENV)/.whimbrel-setup
 PYTEST := $(BIN)/pytest
 # More workers mean more labs side by side; a lab wants a core or two.
 UNIT_WORKERS ?= 2
+# Lab tests mostly wait for guests and daemons: two labs side by side halve the time.
+LAB_WORKERS ?= 2
 PYTEST_FLAGS ?=
 
 export UV_PYTHON_DOWNLOADS := never
@@ -56,7 +58,7 @@ test-unit: setup ## without root, libvirt or a server
 
 test-lab: system setup ## against real libvirtd and QEMU
 	@mkdir -p $(STATE)
-	$(PYTEST) -m 'lab and not e2e and not slow' --junitxml=$(STATE)/junit-lab.xml $(PYTEST_FLAGS)
+	$(PYTEST) -m 'lab and not e2e and not slow' -n $(LAB_WORKERS) --junitxml=$(STATE)/junit-lab.xml $(PYTEST_FLAGS)
 
 test-e2e: system setup ## whole migrations
 	@mkdir -p $(STATE)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import yaml
 from temporalio.client import Client
 
 from labs.kvm import KvmLab
+from whimbrel.runtime.connect import connect
 from whimbrel.runtime.devserver import DevServer, free_port
+from whimbrel.runtime.search_attributes import ensure_search_attributes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CLOUD_NAMES = {"a": "kvm-a", "b": "kvm-b"}
@@ -70,18 +73,24 @@ class Stage:
     server: DevServer
     workers: list[WorkerProcess] = field(default_factory=list)
     started: int = 0
+    own_server: bool = True
+    """False: the Temporal server that the standard environment configuration names is used, and never ended."""
 
     @classmethod
-    def at(cls, directory: Path, *, lab: KvmLab | None = None, port: int | None = None) -> Stage:
+    def at(cls, directory: Path, *, lab: KvmLab | None = None, own_server: bool = True) -> Stage:
         """A stage under ``directory``; a lab that is up already may be shared."""
         directory.mkdir(parents=True, exist_ok=True)
-        server = DevServer(directory / "temporal", port or free_port(), free_port())
-        return cls(directory=directory, lab=lab or KvmLab(directory / "lab"), server=server)
+        server = DevServer(directory / "temporal", free_port(), free_port())
+        return cls(directory=directory, lab=lab or KvmLab(directory / "lab"), server=server, own_server=own_server)
 
     async def up(self) -> Client:
         """Bring everything up; a client of the server."""
         self.lab.up(tuple(CLOUD_NAMES))
         self.write_config()
+        if not self.own_server:
+            client = await connect()
+            await ensure_search_attributes(client)
+            return client
         if self.server.process is None or self.server.process.poll() is not None:
             self.server.start()
         return await self.server.ready()
@@ -108,9 +117,10 @@ class Stage:
     @property
     def environment(self) -> dict[str, str]:
         """What the worker and the command line need to find this stage."""
+        foreign = ("WHIMBREL_", "TEMPORAL_") if self.own_server else ("WHIMBREL_",)
         return {
-            **{key: value for key, value in os.environ.items() if not key.startswith(("WHIMBREL_", "TEMPORAL_"))},
-            "TEMPORAL_ADDRESS": self.server.address,
+            **{key: value for key, value in os.environ.items() if not key.startswith(foreign)},
+            **({"TEMPORAL_ADDRESS": self.server.address} if self.own_server else {}),
             "WHIMBREL_CONFIG": str(self.config),
             "WHIMBREL_LOG_FORMAT": "json",
             "WHIMBREL_GRACEFUL_SHUTDOWN_S": "5",
@@ -157,8 +167,11 @@ class Stage:
             if _started(one["pid"]) == one["started"]:
                 os.kill(one["pid"], signal.SIGTERM)
                 ended += 1
-        path.unlink(missing_ok=True)
         self.lab.down()
+        if path.exists():
+            # What the kept installation remembers goes with it: the next one begins anew.
+            shutil.rmtree(self.directory)
+            self.directory.mkdir()
         return ended
 
     def down(self, *, with_lab: bool = True) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import shutil
 import sys
 import tempfile
 import time
@@ -15,7 +17,9 @@ from rich.table import Table
 from temporalio.client import Client, WorkflowHandle
 
 from labs.demo.scene import DATA_BYTES, Proof, demo_plan, make_guest, migrate, until
+from labs.kvm import LabError
 from labs.stage import Stage
+from whimbrel.errors import WhimbrelError
 from whimbrel.model.progress import MigrationReport, MigrationStatus, Phase
 from whimbrel.runtime.exits import run_and_leave
 
@@ -79,7 +83,7 @@ async def _play(stage: Stage, teller: Teller) -> list[Proof]:
     teller.say("starting Temporal and two KVM clouds (A and B, a libvirtd each)")
     client: Client = await stage.up()
     await asyncio.to_thread(stage.start_worker)
-    teller.say(f"Temporal UI: {stage.server.ui_url}")
+    teller.say(f"Temporal UI: {_ui(stage)}")
     proofs: list[Proof] = []
     teller.say("a guest boots on A and begins to write records")
     cold = await asyncio.to_thread(make_guest, stage, "app-cold")
@@ -102,6 +106,15 @@ def _end_kept() -> int:
     return Stage.at(KEPT.resolve()).end_kept()
 
 
+def _clear(stage: Stage) -> None:
+    stage.down()
+    shutil.rmtree(stage.directory, ignore_errors=True)
+
+
+def _ui(stage: Stage) -> str:
+    return stage.server.ui_url if stage.own_server else "(the Web UI of your server)"
+
+
 async def _main() -> int:
     parser = argparse.ArgumentParser(prog="python -m labs.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave Temporal, clouds and guests up to explore")
@@ -113,25 +126,35 @@ async def _main() -> int:
         teller.say(f"ended {ended} processes and the clouds")
         return 0
     directory = KEPT if options.keep else Path(tempfile.mkdtemp(prefix="whimbrel-demo-"))
-    stage = Stage.at(directory.resolve(), port=7233 if options.keep else None)
+    # A server that the environment names comes first; else one of our own.
+    own_server = not {"TEMPORAL_ADDRESS", "TEMPORAL_PROFILE", "TEMPORAL_CONFIG_FILE"} & os.environ.keys()
+    stage = Stage.at(directory.resolve(), own_server=own_server)
+    if options.keep and await asyncio.to_thread(_end_kept):
+        teller.say("ended an earlier demo that was kept")
     try:
         proofs = await _play(stage, teller)
+    except (RuntimeError, LabError, WhimbrelError, OSError) as error:
+        await asyncio.to_thread(stage.down)
+        teller.console.print(f"[bold red]the demo failed:[/bold red] {error}")
+        teller.console.print(f"what to do: read the logs in {stage.directory}", soft_wrap=True)
+        return 1
     except BaseException:
-        if not options.keep:
-            await asyncio.to_thread(stage.down)
+        await asyncio.to_thread(_clear, stage)
         raise
     teller.console.print(_table(proofs))
+    closed = "" if options.keep or not own_server else " (closed now; make demo KEEP=1 leaves it up to look at)"
+    teller.console.print(f"Temporal UI: {_ui(stage)}{closed}")
     for proof in proofs:
-        teller.console.print(
-            f"  {stage.server.ui_url}/namespaces/default/workflows/{proof.workflow.replace('/', '%2F')}"
-        )
+        page = f"namespaces/default/workflows/{proof.workflow.replace('/', '%2F')}"
+        teller.console.print(f"  {_ui(stage)}/{page}", soft_wrap=True)
     if options.keep:
         stage.keep()
         teller.console.print("everything is still up; make demo-end ends it. To look around:")
-        teller.console.print(f"  export TEMPORAL_ADDRESS={stage.server.address} WHIMBREL_CONFIG={stage.config}")
+        address = stage.environment.get("TEMPORAL_ADDRESS", "")
+        teller.console.print(f"  export TEMPORAL_ADDRESS={address} WHIMBREL_CONFIG={stage.config}", soft_wrap=True)
         teller.console.print("  .venv/bin/whimbrel status")
     else:
-        await asyncio.to_thread(stage.down)
+        await asyncio.to_thread(_clear, stage)
     good = all(proof.good for proof in proofs)
     teller.console.print("[bold green]proved[/bold green]" if good else "[bold red]NOT proved[/bold red]")
     return 0 if good else 1
