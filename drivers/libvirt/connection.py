@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -14,14 +13,12 @@ import libvirt
 
 from drivers.libvirt.errors import is_dead_connection, kind_of, translate
 from drivers.libvirt.qmp import QmpError
-from whimbrel.errors import AuthFailed, Unavailable
+from whimbrel.errors import Unavailable
 
 KEEPALIVE_INTERVAL_S = 5
 KEEPALIVE_COUNT = 2
 """A peer that is silent for interval * (count + 1) = 15 s is taken for dead, and calls on it fail."""
 OPEN_TIMEOUT_S = 15.0
-SSH_ATTEMPTS = 4
-SSH_PAUSE_S = 0.2
 
 _loop_lock = threading.Lock()
 _loop: threading.Thread | None = None
@@ -144,30 +141,13 @@ class Connection:
         ensure_event_loop()
         flags = libvirt.VIR_CONNECT_RO if self.read_only else 0
         kinds = [libvirt.VIR_CRED_AUTHNAME, libvirt.VIR_CRED_PASSPHRASE]
-        conn = self._open_telling(kinds, flags)
+        conn = libvirt.openAuth(self.uri, [kinds, self._answer, None], flags)
         try:
             conn.setKeepAlive(KEEPALIVE_INTERVAL_S, KEEPALIVE_COUNT)
         except libvirt.libvirtError:
             # Drivers inside this process (test:, embedded QEMU) have no peer to watch.
             return conn
         return conn
-
-    def _open_telling(self, kinds: list[int], flags: int) -> Any:
-        """Open; over ssh again when it broke off without a word.
-
-        libvirt reads what ssh says on stderr only if it is there already when the connection breaks; else the error is
-        some errno, and a refused key would look like a host that is away.
-        """
-        attempts = SSH_ATTEMPTS if "+ssh:" in self.uri or "+libssh" in self.uri else 1
-        for left in reversed(range(attempts)):
-            try:
-                return libvirt.openAuth(self.uri, [kinds, self._answer, None], flags)
-            except libvirt.libvirtError as error:
-                text = str(error)
-                if not left or "recv data" not in text or kind_of(error.get_error_code() or -1, text) is AuthFailed:
-                    raise
-                time.sleep(SSH_PAUSE_S)
-        raise AssertionError("unreachable")
 
     def _answer(self, asked: list[list[Any]], _: object) -> int:
         """libvirt's authentication callback: each item's last field takes the answer; -1 refuses."""
