@@ -31,6 +31,9 @@ BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError]], ...] = tuple(
     for words, kind in (
         # ssh tells of refused keys through a connection that breaks, so this comes before what breaks connections.
         (r"authentication (failed|unavailable)|permission denied \(publickey|host key verification", AuthFailed),
+        # libvirt reads at most 1 KiB of what ssh says and reports EOVERFLOW for more. The one long speech of ssh before
+        # a connection stands is its banner about a host whose key has changed.
+        (r"recv data: value too large for defined data type", AuthFailed),
         (r"no space left|disk quota exceeded|not enough free space|file too large", QuotaExceeded),
         (r"client socket is closed|connection (refused|reset|timed out)|broken pipe|no route to host", Unavailable),
         (r"end of file while reading|keepalive|cannot (recv|write|read) data|network is unreachable", Unavailable),
@@ -48,7 +51,7 @@ ACTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(words, re.IGNORECASE), action)
     for words, action in (
         (
-            r"host key verification|no matching host key",
+            r"host key verification|no matching host key|recv data: value too large for defined data type",
             "compare the host's key with the one its owner tells, then put it into known_hosts of the worker's user",
         ),
         (

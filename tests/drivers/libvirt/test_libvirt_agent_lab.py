@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
+
 import pytest
 
 from tests.contract.libvirt_harness import LibvirtHarness
@@ -10,6 +13,14 @@ from whimbrel.ports.guest import GuestFacts
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 SIZE = 1 << 20
+
+
+def _heard(console: Path, command: str, times: int) -> bool:
+    """Whether the agent was told ``command`` so often; its console comes a moment after its answer."""
+    deadline = time.monotonic() + 20
+    while console.read_text().count(command) < times and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return console.read_text().count(command) == times
 
 
 def test_what_the_agent_tells_and_does(harness: LibvirtHarness) -> None:
@@ -25,12 +36,12 @@ def test_what_the_agent_tells_and_does(harness: LibvirtHarness) -> None:
     assert (facts.hostname, facts.guest_os) == ("shop-db", "Lab GNU/Busybox 1")
     console = harness.work / "agent-console.log"
     assert [guest.quiesce(ref), guest.quiesce(ref)] == [True, True]
-    assert console.read_text().count("guest-fsfreeze-freeze") == 1, "a guest that is frozen is not frozen again"
+    assert _heard(console, "guest-fsfreeze-freeze", 1), "a guest that is frozen is not frozen again"
     for _ in range(2):
         guest.thaw(ref)
-    assert console.read_text().count("guest-fsfreeze-thaw") >= 1
+    assert _heard(console, "guest-fsfreeze-thaw", 2)
     assert guest.quiesce(ref) is True
-    assert console.read_text().count("guest-fsfreeze-freeze") == 2
+    assert _heard(console, "guest-fsfreeze-freeze", 2)
     guest.thaw(ref)
     assert "AGENT UP" in (guest.console_tail(ref, 1 << 16) or "")
 
