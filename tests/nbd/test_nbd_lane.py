@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import struct
 import threading
 import time
@@ -22,6 +21,7 @@ from tests.nbd.scripted_server import (
     Session,
     silence,
 )
+from tests.nbd.scripts import DATA, LaneTo, each, read
 from whimbrel.errors import (
     PermissionDenied,
     QuotaExceeded,
@@ -29,28 +29,9 @@ from whimbrel.errors import (
     Unsupported,
     WhimbrelError,
 )
-from whimbrel.nbd import NbdLane, open_nbd
+from whimbrel.nbd import open_nbd
 
-LaneTo = Callable[..., NbdLane]
-DATA = random.Random(7).randbytes(8192)
 PLAIN = Offer(structured=False)
-
-
-def read(lane: NbdLane, offset: int = 4096, length: int = 8192) -> bytes:
-    buffer = bytearray(b"\xff" * length)
-    lane.submit_read(offset, memoryview(buffer))
-    lane.reap()
-    return bytes(buffer)
-
-
-def each(answer: Callable[[Session, Asked], None]) -> Callable[[Session], None]:
-    """Answer every request in the same way."""
-
-    def script(session: Session) -> None:
-        while True:
-            answer(session, session.request())
-
-    return script
 
 
 def test_a_read_in_one_chunk(scripted_lane: LaneTo) -> None:

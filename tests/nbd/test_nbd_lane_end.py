@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import struct
 import threading
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -20,33 +18,14 @@ from tests.nbd.scripted_server import (
     Session,
     silence,
 )
+from tests.nbd.scripts import DATA, LaneTo, each
 from whimbrel.errors import (
     PermissionDenied,
     QuotaExceeded,
     Unavailable,
 )
-from whimbrel.nbd import NbdLane, open_nbd
+from whimbrel.nbd import open_nbd
 from whimbrel.ports.block import BlockDevice, BlockLane
-
-LaneTo = Callable[..., NbdLane]
-DATA = random.Random(7).randbytes(8192)
-
-
-def read(lane: NbdLane, offset: int = 4096, length: int = 8192) -> bytes:
-    buffer = bytearray(b"\xff" * length)
-    lane.submit_read(offset, memoryview(buffer))
-    lane.reap()
-    return bytes(buffer)
-
-
-def each(answer: Callable[[Session, Asked], None]) -> Callable[[Session], None]:
-    """Answer every request in the same way."""
-
-    def script(session: Session) -> None:
-        while True:
-            answer(session, session.request())
-
-    return script
 
 
 def test_a_device_opened_for_reading_refuses_writes(serve: Serve) -> None:
