@@ -201,7 +201,11 @@ BAD: list[tuple[str, str, list[str]]] = [
         SMALL.replace("wave-1", "wave/1"),
         ["p.yaml:2: name: should be letters, digits, dots, dashes and underscores only, not 'wave/1'"],
     ),
-    ("mode", SMALL + "    mode: warm\n", ["p.yaml:9: vms[0].mode: should be 'incremental' or 'cold', not 'warm'"]),
+    (
+        "mode",
+        SMALL + "    mode: warm\n",
+        ["p.yaml:9: vms[0].mode: should be 'incremental', 'cold', 'streaming' or 'dual-attach', not 'warm'"],
+    ),  # noqa: E501
     (
         "bool",
         SMALL + "    keep_writes: maybe\n",
@@ -301,7 +305,7 @@ BAD: list[tuple[str, str, list[str]]] = [
             "p.yaml:9: vms[0].lanes: should be a valid integer, unable to parse string as an integer, not 'many'",
             "p.yaml:10: vms[1].name: is missing",
             "p.yaml:10: vms[1].nam: unknown key; did you mean name?",
-            "p.yaml:11: vms[1].mode: should be 'incremental' or 'cold', not a list",
+            "p.yaml:11: vms[1].mode: should be 'incremental', 'cold', 'streaming' or 'dual-attach', not a list",
         ],
     ),
 ]

@@ -44,6 +44,8 @@ class ModeChoice(StrEnum):
 
     INCREMENTAL = "incremental"
     COLD = "cold"
+    STREAMING = "streaming"
+    DUAL_ATTACH = "dual-attach"
 
 
 ModeOption = Annotated[ModeChoice | None, typer.Option("--mode", help="Instead of the plan's.", show_default=False)]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from whimbrel.config.quantity import DurationS, Rate
+from whimbrel.config.quantity import Bytes, DurationS, Rate
 from whimbrel.config.schema import NAME_PATTERN, YamlModel, json_schema
 from whimbrel.model.plan import HealthCheck, Mode
 
@@ -89,11 +89,48 @@ class HealthSection(YamlModel):
     """Wait for the operator, or roll back at once. Default wait."""
 
 
+class StreamSection(YamlModel):
+    """How a VM runs at the target before its data is there (mode ``streaming``)."""
+
+    protect: Literal["none", "mirror", "journal"] | None = None
+    """Keep the target's writes at the source too: at once, or with a lag. Default none."""
+    max_lag_bytes: Bytes | None = Field(default=None, alias="max_lag")
+    """Most data a journal may be behind. Default 64MiB."""
+    max_lag_s: DurationS | None = Field(default=None, alias="max_lag_time")
+    """Longest time a journal may be behind. Default 5s."""
+    precopy: bool | None = None
+    """Baseline and rounds first; only the last delta is streamed. Default false."""
+    prefetch: bool | None = None
+    """Fetch in the order that recorded reads and the guest's accesses predict. Default true."""
+    miss_p99_s: DurationS | None = Field(default=None, alias="miss_p99")
+    """When misses wait longer than this, the background yields. Default 100ms."""
+    yield_after_s: DurationS | None = Field(default=None, alias="yield_after")
+    """For how long misses may be slow before it does. Default 20s."""
+    source_fail_after_s: DurationS | None = Field(default=None, alias="source_fail_after")
+    """When reads that wait for a lost source get an error. No default: they wait."""
+
+
+class DrillSection(YamlModel):
+    """A rehearsal of the migration, on an isolated network."""
+
+    networks: Mapping | None = None
+    """Source network: isolated target network; ``*`` stands for all others."""
+    name_suffix: Text | None = None
+    """Added to the target's name. Default -drill."""
+    checks: tuple[HealthCheck, ...] | None = None
+    """Tests besides the health checks."""
+    hydrate: bool | None = None
+    """Wait until all data has arrived, and compare it. Default false."""
+    timeout_s: DurationS | None = Field(default=None, alias="timeout")
+    """How long the drill's checks may take. Default 15m."""
+
+
 class Settings(YamlModel):
     """What may stand in ``defaults`` and, for one VM, in its entry."""
 
     mode: Mode | None = None
-    """``incremental`` copies while the VM runs; ``cold`` stops it first. Default incremental."""
+    """``incremental`` copies while the VM runs; ``cold`` stops it first; ``streaming`` boots the target before its data
+    is there; ``dual-attach`` hands disks on shared storage over. Default incremental."""
     site: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     """Site whose movers carry the bytes. Default: the source cloud's site in whimbrel.yaml."""
     disk_format: Literal["keep", "raw", "qcow2"] | None = None
@@ -110,6 +147,14 @@ class Settings(YamlModel):
     """How source and target are compared at the end."""
     health: HealthSection | None = None
     """Checks of the rebuilt VM."""
+    stream: StreamSection | None = None
+    """How a VM runs at the target before its data is there."""
+    drill: DrillSection | None = None
+    """A rehearsal of the migration."""
+    require_drill_s: DurationS | None = Field(default=None, alias="require_drill")
+    """Refuse the migration unless a drill of the VM has passed within this time: ``14d``. No default."""
+    forget_source: bool | None = None
+    """Mode ``dual-attach``: forget the source's VM object at confirm. Default true."""
     keep_writes: bool | None = None
     """A rollback first brings the target's writes since cutover back to the source. Default false."""
     bandwidth_bytes_per_s: Rate | None = Field(default=None, alias="bandwidth")

@@ -132,6 +132,14 @@ DurationS = Annotated[
 ]
 """Seconds in the model; a duration with its unit in YAML."""
 
+SIZE_PATTERN = rf"^{NUMBER} ?(?:{'|'.join(SIZE_UNITS_BYTES)})$"
+Bytes = Annotated[
+    int,
+    BeforeValidator(parse_size),
+    WithJsonSchema({"type": "string", "pattern": SIZE_PATTERN, "examples": ["64MiB", "10GiB"]}),
+]
+"""Bytes in the model; an amount with its unit in YAML."""
+
 Rate = Annotated[
     float,
     BeforeValidator(parse_rate),

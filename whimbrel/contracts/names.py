@@ -13,8 +13,16 @@ def data_queue(site: str) -> str:
 
 INCREMENTAL = "IncrementalMigration"
 COLD = "ColdMigration"
+STREAMING = "StreamingMigration"
+DUAL_ATTACH = "DualAttachMigration"
+DRILL = "Drill"
 PRECHECK = "Precheck"
-WORKFLOW_OF_MODE = {"incremental": INCREMENTAL, "cold": COLD}
+WORKFLOW_OF_MODE = {
+    "incremental": INCREMENTAL,
+    "cold": COLD,
+    "streaming": STREAMING,
+    "dual-attach": DUAL_ATTACH,
+}
 
 STATUS_QUERY = "status"
 LEDGER_QUERY = "ledger"

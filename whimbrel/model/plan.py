@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from whimbrel.model.endpoint import Frozen
 
-Mode = Literal["incremental", "cold"]
+Mode = Literal["incremental", "cold", "streaming", "dual-attach"]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -131,6 +131,43 @@ class HealthPolicy(Frozen):
     on_failure: Literal["wait", "rollback"] = "wait"
 
 
+class StreamPolicy(Frozen):
+    """How a VM runs at the target before its data is there."""
+
+    protect: Literal["none", "mirror", "journal"] = "none"
+    """Where the target's writes are kept besides the target, until confirm.
+
+    ``mirror``: a write is acknowledged when it is at the source too; ``journal``: it follows within ``max_lag``."""
+    max_lag_bytes: Annotated[int, Field(gt=0)] = 64 << 20
+    max_lag_s: Positive = 5.0
+    precopy: bool = False
+    """Baseline and rounds first; only the last delta is streamed."""
+    prefetch: bool = True
+    """Fetch in the order that recorded reads (of a drill) and the guest's own accesses predict."""
+    miss_p99_s: Positive = 0.1
+    """When misses wait longer than this for ``yield_after_s``, the background yields and the operator is told."""
+    yield_after_s: Positive = 20.0
+    source_fail_after_s: Positive | None = None
+    """How long the guest's reads wait for a source that is away before they get an error; None: for ever."""
+
+
+class DrillPolicy(Frozen):
+    """A rehearsal: where it runs and what must hold."""
+
+    networks: dict[str, str] = Field(default_factory=dict)
+    """Source network -> isolated network at the target; ``*`` stands for all others."""
+    name_suffix: str = "-drill"
+    checks: tuple[HealthCheck, ...] = ()
+    """The plan's own tests, besides its health checks."""
+    hydrate: bool = False
+    """Wait until all data has arrived, and compare it."""
+    timeout_s: Positive = 900.0
+
+    def network_for(self, source_network: str) -> str | None:
+        """Isolated network for a NIC, or None when the plan maps neither it nor ``*``."""
+        return self.networks.get(source_network, self.networks.get("*"))
+
+
 class VmPlan(Frozen):
     """One VM's migration, complete."""
 
@@ -154,6 +191,12 @@ class VmPlan(Frozen):
     confirm: ConfirmPolicy = ConfirmPolicy()
     verify: VerifyPolicy = VerifyPolicy()
     health: HealthPolicy = HealthPolicy()
+    stream: StreamPolicy = StreamPolicy()
+    drill: DrillPolicy = DrillPolicy()
+    require_drill_s: Positive | None = None
+    """The migration is refused unless a drill of this VM has passed within this time."""
+    forget_source: bool = True
+    """Dual-attach only: at confirm the source's VM object, which has no disks any more, is forgotten."""
     keep_writes: bool = False
     """A rollback brings the target's writes since cutover back to the source first."""
     bandwidth_bytes_per_s: Positive | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-from whimbrel.model.endpoint import Frozen
+from whimbrel.model.endpoint import Frozen, NbdEndpoint
 
 
 class Power(StrEnum):
@@ -111,6 +111,8 @@ class TargetDisk(Frozen):
 
     spec: DiskSpec
     volume: VolumeRef
+    served: NbdEndpoint | None = None
+    """The VM runs on this export, not on the volume itself: a streaming server that fills the volume."""
 
 
 class TargetVm(Frozen):
@@ -133,6 +135,12 @@ class Capabilities(Frozen):
     change_tracking: bool = False
     start_paused: bool = False
     """A VM can be started with its CPUs stopped, so that a point in time is taken before its first write."""
+    serve_disks: bool = False
+    """A VM can run on disks served over NBD and be switched to its own volumes (``ServingPort``)."""
+    shadows: bool = False
+    """Writes at the target can be kept in overlays over the stopped VM's disks (``ShadowPort``)."""
+    handover: bool = False
+    """Volumes can be released and adopted without copying them (``HandoverPort``)."""
     guest_agent: bool = False
     console: bool = False
     disk_formats: tuple[DiskFormat, ...] = ("raw",)
