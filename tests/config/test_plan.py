@@ -205,7 +205,7 @@ BAD: list[tuple[str, str, list[str]]] = [
         "mode",
         SMALL + "    mode: warm\n",
         ["p.yaml:9: vms[0].mode: should be 'incremental', 'cold', 'streaming' or 'dual-attach', not 'warm'"],
-    ),  # noqa: E501
+    ),
     (
         "bool",
         SMALL + "    keep_writes: maybe\n",
