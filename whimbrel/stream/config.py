@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from whimbrel.errors import InvalidPlan
 from whimbrel.model.endpoint import FileEndpoint, Frozen, NbdEndpoint
+from whimbrel.stream.protect.config import ProtectConfig
 
 
 class ListenAt(Frozen):
@@ -57,6 +58,8 @@ class StreamConfig(Frozen):
     """After how long without the source a waiting request is given an error; None: never."""
     sync_every_s: float = Field(default=5.0, gt=0)
     """So much of the hydration, in time, may be lost when the host crashes."""
+    protect: ProtectConfig = ProtectConfig()
+    """What happens to the guest's writes besides: see ``protect``."""
 
 
 def read_config(path: Path) -> StreamConfig:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from whimbrel.dataplane.devices import open_device
 from whimbrel.dataplane.filedevice import FileDevice
-from whimbrel.errors import Conflict, Unavailable, WhimbrelError
+from whimbrel.errors import Conflict, Unavailable, Unsupported, WhimbrelError
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.nbd import open_nbd
 from whimbrel.ports.block import BlockDevice
@@ -32,6 +32,8 @@ class StreamServer:
 
     def __init__(self, config: StreamConfig) -> None:
         self.config = config
+        if config.protect.mode != "none":
+            raise Unsupported(f"this server cannot protect writes by {config.protect.mode} yet")
         tls = server_context(Path(config.tls.directory), verify_peer=config.tls.verify_peer) if config.tls else None
         self._target, self._map = open_target(config)
         self.store = Store(self._target, self._map)
