@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from whimbrel.model.endpoint import Frozen
+from whimbrel.model.progress import StreamFigures
 
-Stage = Literal["opening", "scanning", "copying", "checking", "comparing"]
+Stage = Literal["opening", "scanning", "copying", "checking", "comparing", "hydrating"]
 
 
 class CopyBeat(Frozen):
@@ -19,6 +20,8 @@ class CopyBeat(Frozen):
     sent_bytes: int = 0
     rate_bytes_per_s: float = 0.0
     eta_s: float | None = None
+    stream: StreamFigures | None = None
+    """Of a hydration."""
 
 
 class CopyMark(Frozen):
@@ -30,4 +33,13 @@ class CopyMark(Frozen):
     eta_s: float | None = None
 
 
+class StreamMark(Frozen):
+    """A signal when something about a stream changed that an operator should see."""
+
+    figures: StreamFigures
+    slow: bool = False
+    """Misses wait longer than the plan allows; the background yields meanwhile."""
+
+
+STREAM_MARK_SIGNAL = "stream_marked"
 COPY_MARK_SIGNAL = "copy_marked"

@@ -20,6 +20,8 @@ UndoKind = Literal[
     "close-writer",
     "forget-points",
     "restore-source",
+    "settle-shadow",
+    "stop-stream",
     "remove-target-vm",
 ]
 

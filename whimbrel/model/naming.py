@@ -41,3 +41,8 @@ def writer_key(migration: str) -> str:
 def reader_key(migration: str) -> str:
     """Key of the session that reads a stopped VM's disks."""
     return f"{PREFIX}-{migration}-reader"
+
+
+def shadow_key(migration: str) -> str:
+    """Key of the session that keeps the target's writes at the source."""
+    return f"{PREFIX}-{migration}-shadow"
