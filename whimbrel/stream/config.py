@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import Field, ValidationError, model_validator
 
 from whimbrel.errors import InvalidPlan
-from whimbrel.model.endpoint import FileEndpoint, Frozen, NbdEndpoint
+from whimbrel.model.endpoint import FileEndpoint, Frozen, MemoryEndpoint, NbdEndpoint
 from whimbrel.stream.protect.config import ProtectConfig
 
 
@@ -41,7 +41,7 @@ class StreamConfig(Frozen):
     map_stem: str
     """The map's files are ``<stem>.live``, ``<stem>.durable`` and ``<stem>.lock``; on a disk, not in tmpfs."""
     size_bytes: int = Field(gt=0)
-    source: NbdEndpoint | FileEndpoint = Field(discriminator="kind")
+    source: NbdEndpoint | FileEndpoint | MemoryEndpoint = Field(discriminator="kind")
     source_identity: str = Field(min_length=1)
     """What is streamed, e.g. cloud, volume and snapshot. A map made for another is refused."""
     listen: tuple[ListenAt, ...] = Field(min_length=1)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from whimbrel.model.endpoint import FileEndpoint, Frozen, NbdEndpoint
+from whimbrel.model.endpoint import FileEndpoint, Frozen, MemoryEndpoint, NbdEndpoint
 
 ProtectMode = Literal["none", "mirror", "journal"]
 
@@ -18,7 +18,7 @@ class ProtectConfig(Frozen):
     """
 
     mode: ProtectMode = "none"
-    shadow: Annotated[NbdEndpoint | FileEndpoint, Field(discriminator="kind")] | None = None
+    shadow: Annotated[NbdEndpoint | FileEndpoint | MemoryEndpoint, Field(discriminator="kind")] | None = None
     """The overlay at the source, writable and as long as the disk. Must be there from the stream's first write on."""
     journal_path: str | None = None
     """Directory of the journal's segments, next to the target; None: ``<map_stem>.journal``."""
