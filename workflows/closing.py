@@ -41,13 +41,14 @@ async def verify(course: Course) -> None:
     """Health checks of the running target, then the comparison with the source. Raises RollbackWanted."""
     journal = course.journal
     journal.enter(Phase.VERIFY)
-    await _health(course)
+    await check_health(course)
     if course.plan.verify.when == "after_boot" and journal.target_point is not None:
         await course.step("verify", lambda: _compare(course))
     await course.step("close points", lambda: _close_points(course))
 
 
-async def _health(course: Course) -> None:
+async def check_health(course: Course) -> None:
+    """Health checks of the running target; a failure waits for the operator or raises RollbackWanted, as planned."""
     policy = course.plan.health
     try:
         await course.step("health checks", lambda: _check(course), hold=policy.on_failure == "wait")

@@ -57,13 +57,13 @@ async def cutover(course: Course) -> None:
     journal.trouble = None
     journal.enter(Phase.CUTOVER)
     try:
-        await course.step("last precheck", lambda: _last_precheck(course), hold=False)
-        await course.step("stop the source", lambda: _stop(course), hold=False)
+        await course.step("last precheck", lambda: last_precheck(course), hold=False)
+        await course.step("stop the source", lambda: stop_source(course), hold=False)
         await course.step("final delta", lambda: _final_delta(course), hold=False)
         if course.plan.verify.when == "before_boot":
             await course.step("verify", lambda: _verify_before_boot(course), hold=False)
         journal.enter(Phase.REBUILD)
-        await course.step("rebuild the VM", lambda: _rebuild(course), hold=False)
+        await course.step("rebuild the VM", lambda: rebuild(course), hold=False)
         await course.step("start the target", lambda: _start(course), hold=False)
     except FailureError as error:
         if failure.is_cancel(error) or journal.target_ran:
@@ -86,7 +86,8 @@ async def retreat(course: Course, mark: int, found: failure.Failure) -> None:
     course.wishes.cutover = False
 
 
-async def _last_precheck(course: Course) -> None:
+async def last_precheck(course: Course) -> None:
+    """Check once more what may have changed since the start. Raises ApplicationError (PreconditionFailed)."""
     journal = course.journal
     request = PrecheckRequest(
         plan=course.plan,
@@ -109,7 +110,7 @@ async def _last_precheck(course: Course) -> None:
         )
 
 
-async def _stop(course: Course) -> None:
+async def stop_source(course: Course) -> None:
     """Ask the guest, then do as the plan says; the state is read back, never assumed."""
     journal, plan = course.journal, course.plan
     vm = VmInput(cloud=plan.source, ref=journal.vm.ref, migration=journal.migration)
@@ -186,7 +187,7 @@ async def _verify_before_boot(course: Course) -> None:
     await compare_all(course, journal.source_point.disks, journal.writer.disks)
 
 
-async def _rebuild(course: Course) -> None:
+async def rebuild(course: Course) -> None:
     """Release the volumes and define the VM on them."""
     journal, plan = course.journal, course.plan
     key = writer_key(journal.migration)
