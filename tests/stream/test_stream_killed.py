@@ -38,6 +38,8 @@ class Writer(threading.Thread):
         self.rng = random.Random(seed)
         self.slots = [slot for slot in range(SIZE // RECORD) if slot % WRITERS == number]
         self.last: dict[int, bytes] = {}
+        self.pending: tuple[int, bytes] | None = None
+        """Asked for and not acknowledged; repeated until it is."""
         self.acknowledged = 0
         self.reconnects = -1
         self.ending = threading.Event()
@@ -45,7 +47,6 @@ class Writer(threading.Thread):
 
     def run(self) -> None:
         try:
-            pending: tuple[int, bytes] | None = None
             while not self.ending.is_set():
                 try:
                     client = RawClient(self.path)
@@ -54,13 +55,14 @@ class Writer(threading.Thread):
                     continue
                 self.reconnects += 1
                 try:
-                    self.check(client, skip=pending[0] if pending else None)
-                    while not self.ending.is_set() or pending:
-                        pending = pending or self.next_record()
-                        self.put(client, *pending)
-                        self.last[pending[0]] = pending[1]
+                    self.check(client, skip=self.pending[0] if self.pending else None)
+                    while not self.ending.is_set() or self.pending:
+                        self.pending = self.pending or self.next_record()
+                        slot, data = self.pending
+                        self.put(client, slot, data)
+                        self.last[slot] = data
                         self.acknowledged += 1
-                        pending = None
+                        self.pending = None
                 except OSError:
                     continue
                 finally:

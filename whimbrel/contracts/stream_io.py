@@ -118,4 +118,3 @@ class MergedResult(Frozen):
     """What a merge brought back."""
 
     merged_bytes: int
-

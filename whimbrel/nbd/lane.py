@@ -84,6 +84,12 @@ class NbdLane:
         """Whether we gave the connection up."""
         return self._closing
 
+    def patience(self, seconds: float) -> None:
+        """From now on a silence of ``seconds`` while something is asked of the server is a stall."""
+        with self._lock:
+            self._timeout_s = seconds
+            self._transport.patience(seconds)
+
     def submit_read(self, offset: int, buffer: memoryview) -> int:
         """See BlockLane. Raises Unavailable."""
         length = len(buffer)

@@ -219,7 +219,7 @@ def open_map(
                     f"the durable chunk map {durable} is gone, but the live one is there",
                     action="put the file back; without it a crash of the host would lose the guest's writes",
                 )
-            _create(durable, header.pack() + _NO * (2 * header.chunks))
+            create_durably(durable, header.pack() + _NO * (2 * header.chunks))
         found, tables = _load_durable(durable, header)
         opened = durable_file(durable)
         header, believed = _state(live, found, tables, boot, opened)
@@ -248,7 +248,7 @@ def _state(live: Path, found: Header, tables: bytes, boot: bytes, durable: Durab
             tables = _unsure(tables, header.chunks)
             header = replace(header, host_crashes=header.host_crashes + 1)
             durable.write_from(HEADER_BYTES + header.chunks, memoryview(tables)[header.chunks :])
-        _create(live, header.pack() + tables)
+        create_durably(live, header.pack() + tables)
     else:
         tables = same_boot
     durable.write_from(0, memoryview(header.pack()))
@@ -309,7 +309,7 @@ def _mapped(path: Path, header: Header) -> mmap.mmap:
         os.close(fd)
 
 
-def _create(path: Path, content: bytes) -> None:
+def create_durably(path: Path, content: bytes) -> None:
     """Make or replace a file whole and durably."""
     fresh = path.with_name(path.name + ".new")
     with fresh.open("wb") as file:

@@ -10,6 +10,8 @@ from whimbrel.errors import InvalidPlan
 from whimbrel.model.endpoint import FileEndpoint, Frozen, MemoryEndpoint, NbdEndpoint
 from whimbrel.stream.protect.config import ProtectConfig
 
+SourceEndpoint = NbdEndpoint | FileEndpoint | MemoryEndpoint
+
 
 class ListenAt(Frozen):
     """A place to listen: a unix socket, or a host with a port (0: any free one, told in the status)."""
@@ -41,7 +43,7 @@ class StreamConfig(Frozen):
     map_stem: str
     """The map's files are ``<stem>.live``, ``<stem>.durable`` and ``<stem>.lock``; on a disk, not in tmpfs."""
     size_bytes: int = Field(gt=0)
-    source: NbdEndpoint | FileEndpoint | MemoryEndpoint = Field(discriminator="kind")
+    source: SourceEndpoint = Field(discriminator="kind")
     source_identity: str = Field(min_length=1)
     """What is streamed, e.g. cloud, volume and snapshot. A map made for another is refused."""
     listen: tuple[ListenAt, ...] = Field(min_length=1)

@@ -20,6 +20,7 @@ from whimbrel.errors import PermissionDenied, QuotaExceeded, WhimbrelError
 from whimbrel.nbd import protocol as p
 from whimbrel.stream.handshake import CONTEXTS, Agreed
 from whimbrel.stream.hydration import Access
+from whimbrel.stream.protect.change import Change, ChangeKind, Protection
 from whimbrel.stream.statistics import Statistics
 from whimbrel.stream.status import Runs, allocation_runs, local_runs
 from whimbrel.stream.store import Store
@@ -38,6 +39,7 @@ FLAGS_OF: Final = {
     p.CMD_WRITE_ZEROES: p.CMD_FLAG_FUA | p.CMD_FLAG_NO_HOLE,
     p.CMD_BLOCK_STATUS: p.CMD_FLAG_REQ_ONE,
 }
+CHANGES: Final[dict[int, ChangeKind]] = {p.CMD_WRITE: "write", p.CMD_WRITE_ZEROES: "zero", p.CMD_TRIM: "trim"}
 """Some clients set FUA on any command ("Command flags" lets them where the server offers it)."""
 
 Accessed = Callable[[int, int, Access], None]
@@ -57,17 +59,29 @@ class Request:
     data: memoryview | None = None
     came_at: float = 0.0
     missed: bool = False
+    made: bool = False
+    """Carried out by the protection; what is left is the answer."""
 
 
 class Connection:
     """Serves one client until it leaves: ``run`` in a thread of the caller's, ``stop`` from any."""
 
-    def __init__(self, wire: Wire, agreed: Agreed, store: Store, statistics: Statistics, accessed: Accessed) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        agreed: Agreed,
+        store: Store,
+        statistics: Statistics,
+        accessed: Accessed,
+        *,
+        protection: Protection | None = None,
+    ) -> None:
         self._wire = wire
         self._agreed = agreed
         self._store = store
         self._statistics = statistics
         self._accessed = accessed
+        self._protection = protection
         self._work: queue.SimpleQueue[tuple[Request, WhimbrelError | None] | None] = queue.SimpleQueue()
         self._room = threading.Condition()
         self._parked = 0
@@ -146,12 +160,16 @@ class Connection:
                 self._accessed(*store.span(request.offset, request.length), "read" if reading else "write")
                 request.missed = bool(needed)
                 self._statistics.add(misses=int(request.missed), hits=int(not request.missed))
+            if self._protection is not None and self._begin_protected(request, needed):
+                return
             if needed:
                 self._park(request)
                 store.when_local(needed, lambda error: self._work.put((request, error)))
                 return
         elif command == p.CMD_TRIM:
             self._accessed(*store.span(request.offset, request.length), "trim")
+            if self._protection is not None and self._begin_protected(request, []):
+                return
         if command in {p.CMD_READ, p.CMD_CACHE, p.CMD_BLOCK_STATUS} or (
             command == p.CMD_WRITE and not request.flags & p.CMD_FLAG_FUA
         ):
@@ -159,6 +177,40 @@ class Connection:
         else:
             self._park(request)
             self._work.put((request, None))
+
+    def _begin_protected(self, request: Request, needed: list[int]) -> bool:
+        """Let the protection carry a change out, or hold a read back; False: go on as without it."""
+        protection, store = self._protection, self._store
+        assert protection is not None
+        kind = CHANGES.get(request.command)
+        if kind is None:
+            if not protection.holds(*store.span(request.offset, request.length)):
+                return False
+            self._park(request)
+            protection.when_settled(
+                lambda _error: store.when_local(
+                    store.missing(request.offset, request.length), lambda error: self._work.put((request, error))
+                )
+            )
+            return True
+        self._park(request)
+
+        def done(error: WhimbrelError | None) -> None:
+            request.made = True
+            self._work.put((request, error))
+
+        def submit(error: WhimbrelError | None) -> None:
+            if error is not None:
+                self._work.put((request, error))
+                return
+            may_punch = not request.flags & p.CMD_FLAG_NO_HOLE
+            protection.submit(Change(kind, request.offset, request.length, request.data, may_punch, done))
+
+        if needed:
+            store.when_local(needed, submit)
+        else:
+            submit(None)
+        return True
 
     def _refusal(self, request: Request) -> int:
         """The error of a request that can be refused by its looks; 0 if it may go on."""
@@ -229,11 +281,12 @@ class Connection:
                 return
             if request.command == p.CMD_WRITE:
                 assert request.data is not None
-                store.write(offset, request.data)
+                if not request.made:
+                    store.write(offset, request.data)
                 self._statistics.add(written_bytes=length)
-            elif request.command == p.CMD_WRITE_ZEROES:
+            elif request.command == p.CMD_WRITE_ZEROES and not request.made:
                 store.zero(offset, length, may_punch=not request.flags & p.CMD_FLAG_NO_HOLE)
-            elif request.command == p.CMD_TRIM:
+            elif request.command == p.CMD_TRIM and not request.made:
                 store.trim(offset, length)
             if request.command == p.CMD_FLUSH or (request.flags & p.CMD_FLAG_FUA and request.command != p.CMD_CACHE):
                 self._statistics.add(flushes=1)

@@ -2,7 +2,9 @@
 
 ``{"verb": "status"}`` and so on; the answer is ``{"ok": true, ...}`` or ``{"ok": false, "error": "..."}``. Verbs:
 ``status``, ``set-window`` (``bytes`` or null), ``set-bandwidth`` (``bytes_per_s`` or null), ``pause``, ``resume`` (the
-background), ``flush``, ``stop``.
+background), ``flush``, ``drain`` (``timeout_s``; the answer's ``drained`` says whether the shadow has everything),
+``source`` and ``shadow`` (``endpoint``: the same disk is served elsewhere from now on; the caller rewrites the
+configuration file for the next start), ``stop``.
 """
 
 from __future__ import annotations
@@ -14,14 +16,18 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+from pydantic import Field, TypeAdapter
 
 from whimbrel.errors import InvalidPlan, Unavailable, WhimbrelError
+from whimbrel.model.endpoint import FileEndpoint, NbdEndpoint
 from whimbrel.stream.listener import listen_unix
 from whimbrel.stream.server import StreamServer
 
 MAX_LINE_BYTES: Final = 64 << 10
 ASK_TIMEOUT_S: Final = 60.0
+DRAIN_S: Final = 30.0
 
 log = logging.getLogger(__name__)
 
@@ -89,11 +95,28 @@ class Control:
                 fetcher.pause(verb == "pause")
             case "flush":
                 self._server.store.flush()
+            case "source":
+                self._server.move_source(_endpoint(asked))
+            case "shadow":
+                self._server.move_shadow(_endpoint(asked))
+            case "drain":
+                protection = self._server.protection
+                patience_s = float(asked.get("timeout_s", DRAIN_S))
+                return {"drained": protection is None or protection.drain(patience_s)}
             case "stop":
                 pass
             case _:
                 raise InvalidPlan(f"unknown verb {verb!r}")
         return {}
+
+
+_ENDPOINT: Final[TypeAdapter[NbdEndpoint | FileEndpoint]] = TypeAdapter(
+    Annotated[NbdEndpoint | FileEndpoint, Field(discriminator="kind")]
+)
+
+
+def _endpoint(asked: dict[str, Any]) -> NbdEndpoint | FileEndpoint:
+    return _ENDPOINT.validate_python(asked["endpoint"] if "endpoint" in asked else _lacks("endpoint"))
 
 
 def _lacks(name: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Final
 from whimbrel.errors import Conflict, Unavailable
 from whimbrel.stream.connection import Accessed, Connection
 from whimbrel.stream.handshake import Handshake
+from whimbrel.stream.protect.change import Protection
 from whimbrel.stream.statistics import Statistics
 from whimbrel.stream.store import Store
 from whimbrel.stream.wire import HANDSHAKE_S, Gone, PlainWire
@@ -84,7 +85,9 @@ class Listener:
         *,
         export: str = "",
         tls: ssl.SSLContext | None = None,
+        protection: Protection | None = None,
     ) -> None:
+        self._protection = protection
         self._store = store
         self._statistics = statistics
         self._accessed = accessed
@@ -170,7 +173,9 @@ class Listener:
             if agreed is None:
                 shake.wire.close()
                 return
-            connection = Connection(shake.wire, agreed, self._store, self._statistics, self._accessed)
+            connection = Connection(
+                shake.wire, agreed, self._store, self._statistics, self._accessed, protection=self._protection
+            )
             with self._lock:
                 self._wires[threading.current_thread()] = connection
                 stopping = self._stopping

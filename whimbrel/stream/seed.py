@@ -31,9 +31,7 @@ def seed_map(config: StreamConfig, missing: Iterable[Extent]) -> bool:
         target.flush()
     finally:
         target.close()
-    made = open_map(
-        seed, size_bytes=config.size_bytes, source=config.source_identity, target=target_identity(path)
-    )
+    made = open_map(seed, size_bytes=config.size_bytes, source=config.source_identity, target=target_identity(path))
     try:
         at = 0
         touched = [(extent.start // CHUNK_BYTES, -(-extent.end // CHUNK_BYTES)) for extent in missing]

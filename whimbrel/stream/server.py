@@ -6,6 +6,7 @@ import logging
 import os
 import stat
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from whimbrel.dataplane.devices import open_device
@@ -15,10 +16,12 @@ from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.nbd import open_nbd
 from whimbrel.ports.block import BlockDevice
 from whimbrel.stream.chunkmap import ChunkMap, open_map, sync_directory
-from whimbrel.stream.config import StreamConfig
+from whimbrel.stream.config import SourceEndpoint, StreamConfig
 from whimbrel.stream.fetcher import Fetcher
 from whimbrel.stream.hydration import Sweeping
 from whimbrel.stream.listener import Listener, listen_tcp, listen_unix
+from whimbrel.stream.protect import guard
+from whimbrel.stream.protect.mirror import Mirror
 from whimbrel.stream.source import Source
 from whimbrel.stream.store import Store
 from whimbrel.stream.window import Window
@@ -32,23 +35,35 @@ class StreamServer:
 
     def __init__(self, config: StreamConfig) -> None:
         self.config = config
-        if config.protect.mode != "none":
-            raise Unsupported(f"this server cannot protect writes by {config.protect.mode} yet")
+        if config.protect.mode == "journal":
+            raise Unsupported("this server cannot protect writes by a journal yet")
         tls = server_context(Path(config.tls.directory), verify_peer=config.tls.verify_peer) if config.tls else None
         self._target, self._map = open_target(config)
         self.store = Store(self._target, self._map)
-        self.source = Source(lambda: _open_source(config), config.size_bytes, fail_after_s=config.source_fail_after_s)
+        self.protection = self._open_protection()
+        self.source = Source(
+            _source_opener(config.source, config.source_timeout_s),
+            config.size_bytes,
+            fail_after_s=config.source_fail_after_s,
+        )
         self.order = Sweeping(self._map)
         self.fetcher = Fetcher(
             self.store, self.source, self.order, window=Window(config.window_bytes), background=config.background
         )
         self.fetcher.set_bandwidth(config.bandwidth_bytes_per_s)
         self.listener = Listener(
-            self.store, self.fetcher.statistics, self.order.accessed, export=config.export, tls=tls
+            self.store,
+            self.fetcher.statistics,
+            self.order.accessed,
+            export=config.export,
+            tls=tls,
+            protection=self.protection,
         )
         self._ending = threading.Event()
         self._syncing = threading.Thread(target=self._sync, name="sync", daemon=True)
         self._ports: list[int] = []
+        if self.protection is not None:
+            self.protection.start()
         self._listen()
         self.fetcher.start()
         self._syncing.start()
@@ -57,6 +72,8 @@ class StreamServer:
         """Orderly end: clients cut off, everything on stable storage, the map marked clean. Once."""
         self.listener.stop()
         self.fetcher.stop()
+        if self.protection is not None:
+            self.protection.stop()
         self._ending.set()
         self._syncing.join()
         clean = True
@@ -65,8 +82,18 @@ class StreamServer:
         except WhimbrelError as error:
             log.warning("stop.not_synced", extra={"error": str(error)})
             clean = False
+        if self.protection is not None:
+            self.protection.close()
         self._map.close(clean=clean)
         self._target.close()
+
+    def move_source(self, endpoint: SourceEndpoint) -> None:
+        """The same source (its identity is the caller's word) is served elsewhere from now on."""
+        self.source.use(_source_opener(endpoint, self.config.source_timeout_s))
+
+    def move_shadow(self, endpoint: SourceEndpoint) -> None:
+        """The same shadow is served elsewhere from now on. Raises InvalidPlan if there is none."""
+        guard.move_shadow(self.protection, endpoint, timeout_s=self.config.source_timeout_s)
 
     def status(self) -> dict[str, object]:
         """What there is to know, for JSON. Sizes in bytes."""
@@ -89,6 +116,7 @@ class StreamServer:
                 "away_s": None if away is None else round(away, 3),
                 "error": None if error is None else f"{error.code}: {error.message}",
             },
+            "protect": guard.report(self.protection),
             "target_error": None if fetcher.target_error is None else fetcher.target_error.message,
             "background": {
                 "paused": fetcher.paused,
@@ -99,6 +127,15 @@ class StreamServer:
             },
             "statistics": fetcher.statistics.report(),
         }
+
+    def _open_protection(self) -> Mirror | None:
+        stem, timeout_s = Path(self.config.map_stem), self.config.source_timeout_s
+        try:
+            return guard.open_protection(self.config.protect, self.store, self._map, stem, timeout_s=timeout_s)
+        except BaseException:
+            self._map.close()
+            self._target.close()
+            raise
 
     def _listen(self) -> None:
         for place in self.config.listen:
@@ -114,7 +151,7 @@ class StreamServer:
         seen = -1
         while not self._ending.wait(self.config.sync_every_s):
             missing = self._map.missing_chunks
-            if missing == seen:
+            if missing == seen and not (self.protection is not None and self.protection.wants_sync()):
                 continue
             try:
                 self.store.flush()
@@ -178,7 +215,7 @@ def _make(path: Path, size_bytes: int) -> None:
         raise Unavailable(f"cannot make the target {path}: {failed}", cause=failed) from failed
 
 
-def _open_source(config: StreamConfig) -> BlockDevice:
-    if isinstance(config.source, NbdEndpoint):
-        return open_nbd(config.source, timeout_s=config.source_timeout_s)
-    return open_device(config.source)
+def _source_opener(endpoint: SourceEndpoint, timeout_s: float) -> Callable[[], BlockDevice]:
+    if isinstance(endpoint, NbdEndpoint):
+        return lambda: open_nbd(endpoint, timeout_s=timeout_s)
+    return lambda: open_device(endpoint)

@@ -61,6 +61,15 @@ class Source:
         """Who is told when ``fail_after_s`` is over."""
         self._lost = lost
 
+    def use(self, opener: Callable[[], BlockDevice]) -> None:
+        """The same disk is reached in another way from now on; the old connections are given up."""
+        with self._lock:
+            self._opener = opener
+            self._failures = 0
+            device, self._device = self._device, None
+        if device is not None:
+            device.close()
+
     def lane(self) -> tuple[BlockLane, BlockDevice]:
         """A connection, and the device it belongs to, for ``failed``. Waits while there is none. Raises Stopped."""
         while True:

@@ -80,6 +80,9 @@ class Store:
         self.size_bytes = chunkmap.size_bytes
         self.chunk_bytes = chunkmap.chunk_bytes
         self.want: Callable[[Iterable[int]], None] = lambda _chunks: None
+        self.before_sync: Callable[[], int] = lambda: 0
+        """Called before the target is synced; its answer is given to ``after_sync``. The protection sets both."""
+        self.after_sync: Callable[[int], None] = lambda _token: None
         self._lock = threading.Lock()
         self._freed = threading.Condition(self._lock)
         self._claims: dict[int, Claim] = {}
@@ -139,16 +142,21 @@ class Store:
                 self.target.zero(offset, stop - offset, may_punch=may_punch)
             offset = stop
 
-    def trim(self, offset: int, length: int) -> None:
-        """The guest no longer wants these bytes: zeros from now on, save in missing chunks that are covered partly."""
+    def trimmable(self, offset: int, length: int) -> tuple[int, int]:
+        """The part of a range (offset, length) that ``trim`` makes zeros: all but missing chunks covered partly."""
         end = offset + length
         for chunk in self.needs(offset, length):
             if chunk == offset // self.chunk_bytes:
                 offset = min((chunk + 1) * self.chunk_bytes, end)
             else:
                 end = max(chunk * self.chunk_bytes, offset)
-        if offset < end:
-            self.zero(offset, end - offset)
+        return offset, end - offset
+
+    def trim(self, offset: int, length: int) -> None:
+        """The guest no longer wants these bytes: zeros from now on, where ``trimmable``."""
+        offset, length = self.trimmable(offset, length)
+        if length:
+            self.zero(offset, length)
 
     def flush(self) -> None:
         """Wait until all writes that ended before this call survive a crash of the host.
@@ -168,6 +176,7 @@ class Store:
                 covers = self._flushes_asked
             changes = self.map.take_changes()
             try:
+                token = self.before_sync()
                 self.target.flush()
                 self.map.harden(changes)
             except WhimbrelError as error:
@@ -178,6 +187,7 @@ class Store:
                 )
                 raise
             self._flushes_done = covers
+            self.after_sync(token)
 
     # What the fetcher does
 

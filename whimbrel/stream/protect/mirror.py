@@ -1,0 +1,113 @@
+"""``mirror``: a change is acknowledged when it is at the target, and durable in the shadow.
+
+Per batch: mark its chunks (``intent``), change the target, send all to the shadow, one flush there, acknowledge. A
+shadow that is away is waited for; reads go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from whimbrel.errors import WhimbrelError
+from whimbrel.stream.chunkmap import Run
+from whimbrel.stream.protect.change import Change, Done
+from whimbrel.stream.protect.intent import Intent
+from whimbrel.stream.protect.sequence import Sequence
+from whimbrel.stream.protect.settle import Settling
+from whimbrel.stream.protect.shadow import Shadow
+from whimbrel.stream.store import Store
+
+log = logging.getLogger(__name__)
+
+
+class Mirror:
+    """See ``Protection``."""
+
+    mode = "mirror"
+
+    def __init__(self, store: Store, intent: Intent, shadow: Shadow) -> None:
+        self._store = store
+        self._intent = intent
+        self.shadow = shadow
+        self._stopping = threading.Event()
+        self._settling = Settling(store, intent, shadow, self._stopping)
+        self._sequence = Sequence(self._settling.run, self._carry_out)
+        store.before_sync = intent.before_sync
+        store.after_sync = intent.synced
+
+    def start(self) -> None:
+        """Begin."""
+        self._sequence.start()
+
+    def stop(self) -> None:
+        """End; changes that were not acknowledged may or may not have been made."""
+        self._stopping.set()
+        self.shadow.stop()
+        self._sequence.stop()
+
+    def close(self) -> None:
+        """Give the files back; after ``stop`` and the target's last sync."""
+        self._intent.close()
+
+    def submit(self, change: Change) -> None:
+        """See Protection."""
+        self._sequence.submit(change)
+
+    def holds(self, first: int, last: int) -> bool:
+        """See Protection."""
+        return self._settling.holds(first, last)
+
+    def when_settled(self, go: Done) -> None:
+        """See Protection."""
+        self._settling.when_settled(go)
+
+    def drain(self, timeout_s: float) -> bool:
+        """Wait until all that was asked for is in the shadow; False if that takes longer."""
+        return self._sequence.idle(timeout_s)
+
+    def wants_sync(self) -> bool:
+        """Whether a sync of the target would take marks away."""
+        return self._intent.marks > 0
+
+    def report(self) -> dict[str, object]:
+        """For the status. ``lag`` is what is not acknowledged yet: in this mode nothing else can be missing."""
+        lag_bytes, lag_s = self._sequence.waiting()
+        return {
+            "settled": self._sequence.settled,
+            "unsettled_chunks": self._settling.open_chunks,
+            "lag_bytes": lag_bytes,
+            "lag_s": round(lag_s, 3),
+            "writes": self._sequence.changes,
+            "batches": self._sequence.batches,
+            "marked_chunks": self._intent.marks,
+        }
+
+    def _carry_out(self, batch: list[Change]) -> None:
+        runs: list[Run] = [self._store.span(change.offset, change.length) for change in batch]
+        self._intent.mark(runs)
+        made = [make(self._store, change) for change in batch]
+        self.shadow.apply([change for change, _ in made])
+        self._intent.landed(runs)
+        for change, (_, error) in zip(batch, made, strict=True):
+            change.done(error)
+
+
+def make(store: Store, change: Change) -> tuple[Change, WhimbrelError | None]:
+    """Change the target. What was really changed (a trim leaves some out), and the error if it failed.
+
+    A write that failed may have been made in part, so the shadow gets it all the same: the guest knows that the place
+    holds anything now.
+    """
+    if change.kind == "trim":
+        offset, length = store.trimmable(change.offset, change.length)
+        change = Change("zero", offset, length)
+    try:
+        if change.data is not None:
+            store.write(change.offset, change.data)
+        elif change.length:
+            store.zero(change.offset, change.length, may_punch=change.may_punch)
+    except WhimbrelError as error:
+        log.warning("change.failed", extra={"offset": change.offset, "error": str(error)})
+        return change, error
+    return change, None
