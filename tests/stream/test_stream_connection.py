@@ -21,6 +21,7 @@ from whimbrel.nbd import list_exports, open_nbd
 from whimbrel.nbd import protocol as p
 from whimbrel.stream.chunkmap import open_map
 from whimbrel.stream.handshake import FLAGS
+from whimbrel.stream.hydration import Access
 from whimbrel.stream.listener import Listener, listen_tcp, listen_unix
 from whimbrel.stream.statistics import Statistics
 from whimbrel.stream.store import Store
@@ -56,9 +57,12 @@ def stage(spot: Path) -> Iterator[Stage]:
     wanted: list[int] = []
     accesses: list[tuple[int, int, str]] = []
     store.want = wanted.extend
-    listener = Listener(
-        store, statistics, lambda first, last, access: accesses.append((first, last, access)), export="vda"
-    )
+
+    def accessed(offset: int, length: int, access: Access, at: float) -> None:
+        assert 0 <= time.monotonic() - at < 60
+        accesses.append((offset, length, access))
+
+    listener = Listener(store, statistics, accessed, export="vda")
     listener.listen(listen_unix(spot / "nbd"))
     yield Stage(spot / "nbd", store, listener, statistics, wanted, accesses)
     listener.stop()
@@ -169,8 +173,8 @@ def test_misses_delay_neither_hits_nor_flushes(stage: Stage) -> None:
     assert client.take() == (cached, 0, b"")
     assert stage.statistics.misses == 31
     assert stage.statistics.miss_latency.count == 3
-    assert (31, 32, "write") in stage.accesses
-    assert (41, 42, "trim") in stage.accesses
+    assert (31 * CHUNK + 5, 3, "write") in stage.accesses
+    assert (41 * CHUNK, CHUNK, "trim") in stage.accesses
     client.close()
 
 

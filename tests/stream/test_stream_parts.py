@@ -106,6 +106,9 @@ class Forgetful:
     def next_run(self, longest: int) -> Run | None:
         return self.proposals.pop(0) if self.proposals else None
 
+    def next_urgent(self, longest: int) -> Run | None:
+        return None
+
     def accessed(self, first: int, last: int, access: Access) -> None:
         self.told.append((first, last, access))
 

@@ -35,6 +35,19 @@ class ServerTls(Frozen):
     verify_peer: bool = True
 
 
+class PrefetchConfig(Frozen):
+    """What the background fetches before the cold sweep. All off: the cold sweep alone."""
+
+    history: tuple[str, ...] = ()
+    """Traces of earlier runs of this disk (see docs/streaming.md), of equal weight."""
+    sequential: bool = True
+    """Follow sequential and strided runs."""
+    locality: bool = True
+    """Fetch what lies near what the guest touched before the rest of the disk."""
+    correlation: bool = True
+    """Propose what followed in the history; needs one."""
+
+
 class StreamConfig(Frozen):
     """Everything that a server is started with."""
 
@@ -62,6 +75,10 @@ class StreamConfig(Frozen):
     """So much of the hydration, in time, may be lost when the host crashes."""
     protect: ProtectConfig = ProtectConfig()
     """What happens to the guest's writes besides: see ``protect``."""
+    prefetch: PrefetchConfig = PrefetchConfig()
+    trace_path: str | None = None
+    """Record the guest's accesses into this file; one of the same disk is continued."""
+    trace_max_bytes: int = Field(default=64 << 20, ge=4096)
 
 
 def read_config(path: Path) -> StreamConfig:

@@ -42,7 +42,8 @@ FLAGS_OF: Final = {
 CHANGES: Final[dict[int, ChangeKind]] = {p.CMD_WRITE: "write", p.CMD_WRITE_ZEROES: "zero", p.CMD_TRIM: "trim"}
 """Some clients set FUA on any command ("Command flags" lets them where the server offers it)."""
 
-Accessed = Callable[[int, int, Access], None]
+Accessed = Callable[[int, int, Access, float], None]
+"""Told of every access: offset, length, what, and when by time.monotonic. Must be quick."""
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +158,9 @@ class Connection:
             ask = store.missing if reading else store.needs
             needed = ask(request.offset, request.length)
             if command != p.CMD_CACHE:
-                self._accessed(*store.span(request.offset, request.length), "read" if reading else "write")
+                self._accessed(request.offset, request.length, "read" if reading else "write", request.came_at)
                 request.missed = bool(needed)
-                self._statistics.add(misses=int(request.missed), hits=int(not request.missed))
+                self._statistics.asked(reading=reading, missed=request.missed)
             if self._protection is not None and self._begin_protected(request, needed):
                 return
             if needed:
@@ -167,7 +168,7 @@ class Connection:
                 store.when_local(needed, lambda error: self._work.put((request, error)))
                 return
         elif command == p.CMD_TRIM:
-            self._accessed(*store.span(request.offset, request.length), "trim")
+            self._accessed(request.offset, request.length, "trim", request.came_at)
             if self._protection is not None and self._begin_protected(request, []):
                 return
         if command in {p.CMD_READ, p.CMD_CACHE, p.CMD_BLOCK_STATUS} or (

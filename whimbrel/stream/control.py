@@ -2,7 +2,8 @@
 
 ``{"verb": "status"}`` and so on; the answer is ``{"ok": true, ...}`` or ``{"ok": false, "error": "..."}``. Verbs:
 ``status``, ``set-window`` (``bytes`` or null), ``set-bandwidth`` (``bytes_per_s`` or null), ``pause``, ``resume`` (the
-background), ``flush``, ``drain`` (``timeout_s``; the answer's ``drained`` says whether the shadow has everything),
+background), ``prefetch`` (what the predictors do, and the hit rate of reads), ``flush``, ``drain`` (``timeout_s``; the
+answer's ``drained`` says whether the shadow has everything),
 ``source`` and ``shadow`` (``endpoint``: the same disk is served elsewhere from now on; the caller rewrites the
 configuration file for the next start), ``stop``.
 """
@@ -85,6 +86,8 @@ class Control:
         match verb:
             case "status":
                 return self._server.status()
+            case "prefetch":
+                return {**self._server.prefetch.report(), "reads": fetcher.statistics.reads()}
             case "set-window":
                 size = asked["bytes"] if "bytes" in asked else _lacks("bytes")
                 fetcher.window.fix(None if size is None else int(size))

@@ -1,9 +1,10 @@
 """Brings chunks from the source: what somebody waits for at once, the rest in the background behind it.
 
 Demand has connections of its own, one thread each. The background has one thread and one connection, keeps at most a
-window of bytes in flight, and sends nothing while a demand is open or ended less than ``LINGER_S`` ago: a guest that
-misses in a row asks again at once, and would find the link taken. So that a guest that misses without end does not
-stop the hydration, one request passes every ``LONGEST_HOLD_S``.
+window of bytes in flight, and holds back while a demand is open or ended less than ``LINGER_S`` ago: a guest that
+misses in a row asks again at once, and would find the link taken. Then only what the order calls urgent is sent, a
+little at a time; and so that a guest that misses without end does not stop the hydration, one request of any kind
+passes every ``LONGEST_HOLD_S``.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ DEMAND_LANES: Final = 4
 DEMAND_RUN_BYTES: Final = 1 << 20
 LINGER_S: Final = 0.002
 LONGEST_HOLD_S: Final = 0.05
+URGENT_BYTES: Final = 128 << 10
+"""In flight while a demand is open: what the order is sure of saves more misses than this delays them."""
 IDLE_S: Final = 0.2
 HOLE_BATCH_CHUNKS: Final = 1024
 HOLES_FIRST_S: Final = 5.0
@@ -259,7 +262,10 @@ class Fetcher:
         """Keep the window full until nothing is missing."""
         while not self._stopping:
             in_flight = sum(len(each.buffer) for each in flying.values())
-            if self._may_send(in_flight) and self._send_next(lane, flying):
+            if self._may_send(in_flight):
+                if self._send_next(lane, flying):
+                    continue
+            elif self._may_send_urgent(in_flight) and self._send_urgent(lane, flying):
                 continue
             if flying:
                 self._take_one(lane, flying)
@@ -277,8 +283,15 @@ class Fetcher:
         if in_flight and in_flight + self._request_bytes() > self.window.size_bytes:
             return False
         now = time.monotonic()
-        busy = self._demand_open or self._demand or now - self._demand_ended < LINGER_S
-        return not busy or now - self._background_sent > LONGEST_HOLD_S
+        return not self._busy(now) or now - self._background_sent > LONGEST_HOLD_S
+
+    def _busy(self, now: float) -> bool:
+        return bool(self._demand_open or self._demand) or now - self._demand_ended < LINGER_S
+
+    def _may_send_urgent(self, in_flight: int) -> bool:
+        if self._paused or self._proposed is not None or not self.store.map.missing_chunks:
+            return False
+        return in_flight + self.store.chunk_bytes <= min(URGENT_BYTES, self.window.size_bytes)
 
     def _request_bytes(self) -> int:
         chunk = self.store.chunk_bytes
@@ -290,9 +303,23 @@ class Fetcher:
         if run is None or self._background_share.reserve((run[1] - run[0]) * self.store.chunk_bytes) > 0:
             return False
         self._proposed = None
+        return self._send(lane, flying, run)
+
+    def _send_urgent(self, lane: BlockLane, flying: dict[int, _InFlight]) -> bool:
+        run = self._order.next_urgent(1)
+        if run is None:
+            return False
+        if self._background_share.reserve(self.store.chunk_bytes) > 0:
+            self._proposed = run
+            return False
+        return self._send(lane, flying, run)
+
+    def _send(self, lane: BlockLane, flying: dict[int, _InFlight], run: Run) -> bool:
         claim = self.store.claim(*run)
         if claim is None:
             return False
+        if claim.last < run[1]:
+            self._proposed = claim.last, run[1]  # somebody else's chunk lies in between
         start, length = self.store.byte_range(claim)
         buffer = memoryview(bytearray(length))
         try:

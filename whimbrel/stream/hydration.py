@@ -21,6 +21,10 @@ class Order(Protocol):
         """At most ``longest`` chunks to fetch next; None: nothing to propose now. Local ones are skipped over."""
         ...
 
+    def next_urgent(self, longest: int) -> Run | None:
+        """As ``next_run``, but only what the guest will want soon, so surely that a miss may wait a little for it."""
+        ...
+
     def accessed(self, first: int, last: int, access: Access) -> None:
         """The guest touched the chunks from ``first`` up to and without ``last``. Must be quick."""
         ...
@@ -41,6 +45,10 @@ class ColdSweep:
             return None
         self._cursor = run[1]
         return run
+
+    def next_urgent(self, longest: int) -> Run | None:
+        """See Order: nothing is known."""
+        return None
 
     def accessed(self, first: int, last: int, access: Access) -> None:
         """Nothing to learn."""
@@ -68,6 +76,15 @@ class Sweeping:
             if not self._map.is_local(*run):
                 return run
         return self._sweep.next_run(longest)
+
+    def next_urgent(self, longest: int) -> Run | None:
+        """See Order."""
+        with self._lock:
+            policy = self._policy
+        while policy is not None and (run := policy.next_urgent(longest)) is not None:
+            if not self._map.is_local(*run):
+                return run
+        return None
 
     def accessed(self, first: int, last: int, access: Access) -> None:
         """See Order."""

@@ -7,6 +7,7 @@ import os
 import stat
 import threading
 from collections.abc import Callable
+import time
 from pathlib import Path
 
 from whimbrel.dataplane.devices import open_device
@@ -18,10 +19,13 @@ from whimbrel.ports.block import BlockDevice
 from whimbrel.stream.chunkmap import ChunkMap, open_map, sync_directory
 from whimbrel.stream.config import SourceEndpoint, StreamConfig
 from whimbrel.stream.fetcher import Fetcher
-from whimbrel.stream.hydration import Sweeping
+from whimbrel.stream.hydration import Access, Sweeping
 from whimbrel.stream.listener import Listener, listen_tcp, listen_unix
 from whimbrel.stream.protect import guard
 from whimbrel.stream.protect.mirror import Mirror
+from whimbrel.stream.prefetch.assembly import Prefetch
+from whimbrel.stream.prefetch.recorder import Recorder
+from whimbrel.stream.prefetch.trace import TraceHeader
 from whimbrel.stream.source import Source
 from whimbrel.stream.store import Store
 from whimbrel.stream.window import Window
@@ -47,6 +51,8 @@ class StreamServer:
             fail_after_s=config.source_fail_after_s,
         )
         self.order = Sweeping(self._map)
+        self.prefetch = Prefetch(config.prefetch, self._map, self.order)
+        self._recorder = _recorder(config, self._map.chunk_bytes)
         self.fetcher = Fetcher(
             self.store, self.source, self.order, window=Window(config.window_bytes), background=config.background
         )
@@ -54,7 +60,7 @@ class StreamServer:
         self.listener = Listener(
             self.store,
             self.fetcher.statistics,
-            self.order.accessed,
+            self._accessed,
             export=config.export,
             tls=tls,
             protection=self.protection,
@@ -71,6 +77,8 @@ class StreamServer:
     def stop(self) -> None:
         """Orderly end: clients cut off, everything on stable storage, the map marked clean. Once."""
         self.listener.stop()
+        if self._recorder is not None:
+            self._recorder.stop()
         self.fetcher.stop()
         if self.protection is not None:
             self.protection.stop()
@@ -125,6 +133,8 @@ class StreamServer:
                 "bandwidth_bytes_per_s": fetcher.bandwidth_bytes_per_s,
                 "rate_bytes_per_s": round(fetcher.window.rate_bytes_per_s),
             },
+            "prefetch": self.prefetch.report(),
+            "trace": None if self._recorder is None else self._recorder.report(),
             "statistics": fetcher.statistics.report(),
         }
 
@@ -136,6 +146,11 @@ class StreamServer:
             self._map.close()
             self._target.close()
             raise
+
+    def _accessed(self, offset: int, length: int, access: Access, at: float) -> None:
+        if self._recorder is not None:
+            self._recorder.note(offset, length, access, at)
+        self.order.accessed(*self.store.span(offset, length), access)
 
     def _listen(self) -> None:
         for place in self.config.listen:
@@ -202,6 +217,13 @@ def target_identity(path: Path) -> str:
     """What tells this target from one that took its place: the inode of a file, the path of a block device."""
     status = path.stat()
     return f"block {path.resolve()}" if stat.S_ISBLK(status.st_mode) else f"inode {status.st_ino}"
+
+
+def _recorder(config: StreamConfig, chunk_bytes: int) -> Recorder | None:
+    if config.trace_path is None:
+        return None
+    header = TraceHeader(config.size_bytes, chunk_bytes, config.source_identity, time.time())
+    return Recorder(Path(config.trace_path), header, max_bytes=config.trace_max_bytes)
 
 
 def _make(path: Path, size_bytes: int) -> None:

@@ -17,6 +17,9 @@ class Statistics:
     """Requests that needed data, all of it local."""
     misses: int = 0
     """Requests that had to wait for the source."""
+    read_hits: int = 0
+    """Read requests that found all their chunks local: fetched, written, or known to be holes."""
+    read_misses: int = 0
     demand_bytes: int = 0
     background_bytes: int = 0
     hole_bytes: int = 0
@@ -35,11 +38,36 @@ class Statistics:
             for name, count in counts.items():
                 setattr(self, name, getattr(self, name) + count)
 
+    def asked(self, *, reading: bool, missed: bool) -> None:
+        """Count a request that needs data."""
+        with self._lock:
+            if missed:
+                self.misses += 1
+                self.read_misses += reading
+            else:
+                self.hits += 1
+                self.read_hits += reading
+
+    @property
+    def read_hit_rate(self) -> float | None:
+        """Share of the read requests that waited for nothing; None without any."""
+        asked = self.read_hits + self.read_misses
+        return self.read_hits / asked if asked else None
+
     @property
     def hit_rate(self) -> float | None:
         """Share of the requests that found all their data local; None without requests."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else None
+
+    def reads(self) -> dict[str, object]:
+        """How many read requests waited for the source, and the share of those that did not."""
+        rate = self.read_hit_rate
+        return {
+            "hits": self.read_hits,
+            "misses": self.read_misses,
+            "hit_rate": None if rate is None else round(rate, 4),
+        }
 
     def report(self) -> dict[str, object]:
         """For the status; bytes, and bytes per second since the process began."""
@@ -49,6 +77,7 @@ class Statistics:
             "hits": self.hits,
             "misses": self.misses,
             "hit_rate": None if rate is None else round(rate, 4),
+            "reads": self.reads(),
             "demand_bytes": self.demand_bytes,
             "background_bytes": self.background_bytes,
             "hole_bytes": self.hole_bytes,
