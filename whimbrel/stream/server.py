@@ -6,8 +6,8 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from whimbrel.dataplane.devices import open_device
@@ -21,11 +21,11 @@ from whimbrel.stream.config import SourceEndpoint, StreamConfig
 from whimbrel.stream.fetcher import Fetcher
 from whimbrel.stream.hydration import Access, Sweeping
 from whimbrel.stream.listener import Listener, listen_tcp, listen_unix
-from whimbrel.stream.protect import guard
-from whimbrel.stream.protect.mirror import Mirror
 from whimbrel.stream.prefetch.assembly import Prefetch
 from whimbrel.stream.prefetch.recorder import Recorder
 from whimbrel.stream.prefetch.trace import TraceHeader
+from whimbrel.stream.protect import guard
+from whimbrel.stream.protect.mirror import Mirror
 from whimbrel.stream.source import Source
 from whimbrel.stream.store import Store
 from whimbrel.stream.window import Window
