@@ -43,7 +43,7 @@ def records(draw: st.DrawFn) -> list[Record]:
         ticks += draw(st.one_of(st.integers(0, 20), st.integers(0, 10**9)))
         first = draw(st.integers(0, SIZE // 512 - 1))
         count = draw(st.one_of(st.integers(1, 64), st.integers(1, 1 << 16)))
-        if found and draw(st.booleans()):
+        if draw(st.booleans()) and found:
             first = min((found[-1].offset + found[-1].length) // 512, SIZE // 512 - 1)
         length = min(count * 512, SIZE - first * 512)
         found.append(Record(ticks * TICK_S, draw(st.sampled_from(KINDS)), first * 512, length))
