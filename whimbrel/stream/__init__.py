@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from whimbrel.stream.config import ListenAt, ServerTls, StreamConfig
 from whimbrel.stream.control import ask
+from whimbrel.stream.launch import launch, stop
 from whimbrel.stream.server import StreamServer
 
-__all__ = ["ListenAt", "ServerTls", "StreamConfig", "StreamServer", "ask"]
+__all__ = ["ListenAt", "ServerTls", "StreamConfig", "StreamServer", "ask", "launch", "stop"]

@@ -1,4 +1,4 @@
-"""``python -m whimbrel.stream CONFIG.json``: see ``process``."""
+"""``python -m whimbrel.stream [--supervise [--detach]] CONFIG.json``: see ``process`` and ``supervise``."""
 
 from __future__ import annotations
 

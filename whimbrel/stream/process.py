@@ -20,6 +20,7 @@ from whimbrel.errors import InvalidPlan, WhimbrelError
 from whimbrel.stream.config import read_config
 from whimbrel.stream.control import Control
 from whimbrel.stream.server import StreamServer
+from whimbrel.stream.supervise import detach, supervise
 
 SWITCH_INTERVAL_S: Final = 0.0005
 """Python's default of 5 ms is what a waiting thread may lose to a busy one: longer than a miss."""
@@ -39,9 +40,16 @@ def notify(state: str) -> None:
 def main(arguments: list[str]) -> int:
     """Run until told to stop; the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    supervised = arguments[:1] == ["--supervise"]
+    detached = supervised and arguments[1:2] == ["--detach"]
+    arguments = arguments[supervised + detached :]
     if len(arguments) != 1:
-        sys.stderr.write("usage: python -m whimbrel.stream CONFIG.json\n")
+        sys.stderr.write("usage: python -m whimbrel.stream [--supervise [--detach]] CONFIG.json\n")
         return 2
+    if detached:
+        detach()
+    if supervised:
+        return supervise(Path(arguments[0]))
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())

@@ -109,6 +109,8 @@ class StreamServer:
         away, error = self.source.away_s, self.source.error
         return {
             "pid": os.getpid(),
+            "target_path": self.config.target_path,
+            "source_identity": self.config.source_identity,
             "size_bytes": chunkmap.size_bytes,
             "chunk_bytes": chunkmap.chunk_bytes,
             "chunks": chunkmap.chunks,
