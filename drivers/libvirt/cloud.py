@@ -12,6 +12,8 @@ from drivers.libvirt.mover import Mover
 from drivers.libvirt.network import LibvirtNetworks
 from drivers.libvirt.points import LibvirtPoints
 from drivers.libvirt.reach import Reach, Transport
+from drivers.libvirt.serving import LibvirtServing
+from drivers.libvirt.shadows import LibvirtShadows
 from drivers.libvirt.stream_reader import StreamDevice
 from drivers.libvirt.volumes import LibvirtVolumes
 from whimbrel.model.endpoint import LibvirtVolumeEndpoint
@@ -70,6 +72,8 @@ class LibvirtCloud:
         self.points = LibvirtPoints(name, self._connection, mover, reach, scratch_dir=scratch_dir)
         self.networks = LibvirtNetworks(self._connection)
         self.guest = LibvirtGuest(self._connection)
+        self.serving = LibvirtServing(self._connection, mover, reach)
+        self.shadows = LibvirtShadows(self._connection, mover, reach)
 
     def capabilities(self) -> Capabilities:
         """What this host can do. Raises Unavailable, AuthFailed."""

@@ -9,13 +9,16 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from drivers.libvirt import domain_xml, domains, rebuild_xml, tag
+from drivers.libvirt import domain_xml, domains, patience, rebuild_xml, served_xml, tag
 from drivers.libvirt.connection import Connection
 from whimbrel.errors import Conflict, NotFound, NotReady
 from whimbrel.model.vm import Power, TargetVm, VmSpec
 
 FORCE_OFF_TIMEOUT_S = 45.0
 """How long QEMU may take to write out what it holds; a disk that hangs must not keep a VM alive for ever."""
+
+RESUME_TIMEOUT_S = 20.0
+RESUME_SETTLE_S = 1.0
 
 UNDEFINE_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
@@ -62,13 +65,15 @@ class LibvirtCompute:
         flags = libvirt.VIR_DOMAIN_START_PAUSED if paused else 0
         with self._connection.using(f"starting {ref}", vm=ref) as conn:
             domain = domains.get(conn, ref)
-            if domain.isActive():
-                return
-            try:
-                domain.createWithFlags(flags)
-            except libvirt.libvirtError:
-                if not domain.isActive():  # an orphaned attempt may have been faster
-                    raise
+            served = served_xml.served_keys(domain_xml.parse(domains.definition(domain)))
+            if not domain.isActive():
+                try:
+                    domain.createWithFlags(flags)
+                except libvirt.libvirtError:
+                    if not domain.isActive():  # an orphaned attempt may have been faster
+                        raise
+            if served:
+                patience.ensure(domain)
 
     def resume(self, ref: str) -> None:
         """Let a paused VM run. Raises Conflict when it is off."""
@@ -82,7 +87,31 @@ class LibvirtCompute:
             if state == Power.SUSPENDED:
                 domain.pMWakeup()
                 return
+            if served_xml.served_keys(domain_xml.parse(domain.XMLDesc())):
+                patience.ensure(domain)
+                self._resume_served(domain)
+            else:
+                domain.resume()
+
+    @staticmethod
+    def _resume_served(domain: Any) -> None:
+        """QEMU finds a lost server again at a request or two; those fail and pause the VM once more."""
+        deadline = time.monotonic() + RESUME_TIMEOUT_S
+        while True:
             domain.resume()
+            settled = time.monotonic() + RESUME_SETTLE_S
+            while time.monotonic() < settled:
+                time.sleep(0.1)
+                if domain.state() == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]:
+                    break
+            else:
+                return
+            if time.monotonic() > deadline:
+                raise NotReady(
+                    f"{domain.name()} was paused again: its disk is served by nobody",
+                    action="look whether its streaming server runs",
+                    vm=domain.name(),
+                )
 
     def request_stop(self, ref: str) -> None:
         """Press the ACPI power button and return; a VM that is off stays as it is."""

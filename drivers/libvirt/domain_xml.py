@@ -67,6 +67,11 @@ def parse(xml: str) -> ET.Element:
     return ET.fromstring(xml)  # noqa: S314 - see the import
 
 
+def text_of(domain: ET.Element) -> str:
+    """The XML that libvirt takes."""
+    return ET.tostring(domain, encoding="unicode")
+
+
 def text(domain: ET.Element, path: str, default: str = "") -> str:
     """Stripped text of the first element at ``path``."""
     return (domain.findtext(path) or default).strip()

@@ -18,7 +18,7 @@ from drivers.libvirt.network import read_network
 from drivers.libvirt.points_live import current_job
 from drivers.libvirt.points_stream import only_streams
 from drivers.libvirt.reach import Reach
-from drivers.libvirt.volumes import LibvirtVolumes, all_volumes
+from drivers.libvirt.volumes import LibvirtVolumes
 from whimbrel.errors import Conflict, Unavailable
 from whimbrel.model.facts import DiskFacts, SourceFacts, TargetFacts
 from whimbrel.model.naming import PREFIX
@@ -52,6 +52,8 @@ def capabilities(connection: Connection, reach: Reach) -> Capabilities:
             live_points=backup,
             change_tracking=backup,
             start_paused=True,
+            serve_disks=True,
+            shadows=True,
             guest_agent=True,
             console=True,
             disk_formats=("qcow2", "raw"),
@@ -322,7 +324,7 @@ def _leftovers(conn: Any, vms: Sequence[tuple[Any, ET.Element]]) -> list[str]:
             mark = tag.find(domain_xml.parse(domain.XMLDesc()))
             if mark is not None and mark.get("role") == "session":
                 found.append(f"mover session {domain.name()} (migration {mark.get('migration')})")
-    for pool, volume in all_volumes(conn):
+    for pool, volume in images.all_volumes(conn):
         name = volume.name()
         if name.startswith(f"{PREFIX}-") and name.endswith(SCRATCH_SUFFIX):
             found.append(f"scratch file {pool}/{name}")

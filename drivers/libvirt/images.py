@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -156,3 +157,12 @@ def _sizes(domain: Any, disk: XmlDisk, facts: ImageFacts | None) -> tuple[int, i
     if facts is not None:
         return facts.capacity_bytes, facts.allocated_bytes
     return 0, None
+
+
+def all_volumes(conn: Any) -> Iterator[tuple[str, Any]]:
+    """Pool name and volume for all volumes of active pools, looked at anew."""
+    for pool in conn.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
+        with suppress(libvirt.libvirtError):
+            pool.refresh()
+        with suppress(libvirt.libvirtError):
+            yield from ((pool.name(), volume) for volume in pool.listAllVolumes())

@@ -64,10 +64,10 @@ class Mover:
                 self._end(domain)
                 domain = None
             if domain is None:
-                self._refuse_second_writer(conn, key, disks)
+                self._refuse_second_writer(conn, key, disks, writable=writable)
                 domain = self._create(conn, key, disks, migration=migration, writable=writable, note=note)
                 try:
-                    self._refuse_second_writer(conn, key, disks)
+                    self._refuse_second_writer(conn, key, disks, writable=writable)
                 except Conflict:
                     self._end(domain)
                     raise
@@ -118,30 +118,39 @@ class Mover:
             self._end(domain)
         return True
 
-    def sessions(self, migration: str | None = None) -> list[str]:
-        """Names of the sessions that exist (of ``migration``, if given)."""
+    def sessions(self, migration: str | None = None, *, note: str | None = None) -> list[str]:
+        """Names of the sessions that exist (of ``migration``, and for this purpose, if given)."""
         with self._connection.using("listing mover sessions") as conn:
-            return sorted(name for name, mark, _ in _marked(conn) if migration in {None, mark.get("migration")})
+            return sorted(
+                name
+                for name, mark, _ in _marked(conn)
+                if migration in {None, mark.get("migration")} and note in {None, mark.get("note", "")}
+            )
 
     def holding(self, location: str, *, migration: str) -> Any | None:
         """The domain of this migration's session that has the image at ``location`` open."""
         with self._connection.using("looking for a mover session") as conn:
             for name, mark, xml in _marked(conn):
-                held = {disk.location for disk in domain_xml.disks(xml)}
+                held = {disk.location for disk in _held(xml)}
                 if mark.get("migration") == migration and location in held:
                     return self._find(conn, name)
         return None
 
-    def _refuse_second_writer(self, conn: Any, key: str, disks: Sequence[SessionDisk]) -> None:
+    def _refuse_second_writer(self, conn: Any, key: str, disks: Sequence[SessionDisk], *, writable: bool) -> None:
         """QEMU's locks keep two sessions from one qcow2, but ``share-rw`` lets both open the same raw image.
 
+        Nor is an image written that is the base of somebody's overlay; it may be read.
         Looked at before and after a session is made: of two that are made at once, none or one stays.
         """
         wanted = {disk.location for disk in disks}
+        below = {disk.base.location for disk in disks if disk.base is not None}
         for name, mark, xml in _marked(conn):
             if name == key or mark.get("mode") != "write":
                 continue
-            both = wanted & {disk.location for disk in domain_xml.disks(xml)}
+            held = _held(xml)
+            both = (wanted | below) & {disk.location for disk in held}
+            if writable:
+                both |= wanted & {path for disk in held for path in disk.chain}
             if both:
                 raise Conflict(f"{min(both)} is being written by mover session {name}", session=name)
 
@@ -164,7 +173,7 @@ class Mover:
             raise Conflict(f"mover session {domain.name()} belongs to another migration", owner=mark.get("migration"))
         if (mark.get("mode") == "write") != writable or mark.get("note", "") != note:
             return True
-        held = domain_xml.disks(domain_xml.parse(domain.XMLDesc()))
+        held = _held(domain_xml.parse(domain.XMLDesc()))
         have = dict(zip(mark.get("disks", "").split(), (disk.location for disk in held), strict=False))
         return any(have.get(disk.key) != disk.location for disk in disks)
 
@@ -272,6 +281,11 @@ def _marked(conn: Any) -> Iterator[tuple[str, ET.Element, ET.Element]]:
             mark = tag.find(xml)
             if mark is not None and mark.get("role") == "session":
                 yield domain.name(), mark, xml
+
+
+def _held(xml: ET.Element) -> list[domain_xml.XmlDisk]:
+    """Disks of a session, without the drives that only guard a base."""
+    return [disk for disk in domain_xml.disks(xml) if disk.device == "disk"]
 
 
 def _mark(domain: Any) -> ET.Element:

@@ -8,7 +8,7 @@ from typing import Any
 
 import libvirt
 
-from drivers.libvirt import checkpoints, domain_xml, domains, images, qmp, tracking
+from drivers.libvirt import checkpoints, domain_xml, domains, images, overlays, qmp, served_xml, tracking
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.exclusion import alone
 from drivers.libvirt.mover import Mover
@@ -16,7 +16,7 @@ from drivers.libvirt.points_cold import ColdPoints, session_disk
 from drivers.libvirt.points_live import LivePoints, current_job
 from drivers.libvirt.points_stream import StreamPoints, only_streams
 from drivers.libvirt.reach import Reach
-from whimbrel.errors import Conflict
+from whimbrel.errors import Conflict, Unsupported
 from whimbrel.model import naming
 from whimbrel.model.point import OpenPoint
 
@@ -47,6 +47,9 @@ class LibvirtPoints:
             domain = domains.get(conn, ref)
             if only_streams(conn, self._reach):
                 return self._stream.open(conn, domain, disks, key=key, since=since, migration=migration)
+            served = served_xml.served_keys(domain_xml.parse(domain.XMLDesc()))
+            if served & set(disks):
+                raise Unsupported(f"disk {min(served)} is served by another process: read it there", vm=ref)
             if not domain.isActive():
                 try:
                     return self._cold.open(conn, domain, disks, key=key, since=since, migration=migration)
@@ -133,7 +136,8 @@ class LibvirtPoints:
                 with self._images(conn, domain, migration, writable=False) as (_, nodes):
                     found |= {bitmap.name for node in nodes.values() for bitmap in node.bitmaps}
                 found |= self._open_job(domain)
-            sessions = {name for name in self._mover.sessions(migration) if name != naming.writer_key(migration)}
+            others = {naming.writer_key(migration), *self._mover.sessions(migration, note=overlays.NOTE)}
+            sessions = {name for name in self._mover.sessions(migration) if name not in others}
         return sorted({name for name in found if naming.owns_point(name, migration)} | sessions)
 
     @staticmethod

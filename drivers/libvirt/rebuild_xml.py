@@ -10,7 +10,7 @@ import uuid
 from pathlib import PurePosixPath
 from xml.etree import ElementTree as ET
 
-from drivers.libvirt import domain_xml, tag, xen_xml
+from drivers.libvirt import domain_xml, served_xml, tag, xen_xml
 from whimbrel.errors import InvalidPlan, Unsupported
 from whimbrel.model.vm import NicSpec, TargetDisk, TargetVm
 
@@ -44,7 +44,9 @@ def rebuild(vm: TargetVm, *, console_dir: str | None = None, default_type: str =
     devices = domain.find("devices")
     if devices is None:
         devices = ET.SubElement(domain, "devices")
-    _replace_disks(devices, vm.disks)
+    kept = _replace_disks(devices, vm.disks)
+    if kept:
+        tag.put(domain, tag.element(vm.migration, "vm", **{served_xml.KEPT: ",".join(kept)}))
     _replace_nics(devices, vm.nics)
     _replace_consoles(devices, vm.name, console_dir)
     ET.indent(domain)
@@ -166,7 +168,9 @@ def _unbind_graphics(graphics: ET.Element) -> None:
             listen.attrib.pop("socket", None)
 
 
-def _replace_disks(devices: ET.Element, disks: tuple[TargetDisk, ...]) -> None:
+def _replace_disks(devices: ET.Element, disks: tuple[TargetDisk, ...]) -> list[str]:
+    """Returns what the mark must keep of disks that are served for now."""
+    kept = []
     wanted = {disk.spec.key: disk for disk in disks}
     for node in devices.findall("disk"):
         target = node.find("target")
@@ -174,11 +178,18 @@ def _replace_disks(devices: ET.Element, disks: tuple[TargetDisk, ...]) -> None:
         if node.get("device", "disk") in {"cdrom", "floppy"}:
             _empty_drive(node)
         elif key in wanted:
-            _point(node, wanted.pop(key))
+            disk = wanted.pop(key)
+            _point(node, disk)
+            if disk.served is not None:
+                kept.append(served_xml.serve(node, disk))
         else:
             devices.remove(node)
     for disk in wanted.values():
-        devices.append(_new_disk(disk))
+        node = _new_disk(disk)
+        devices.append(node)
+        if disk.served is not None:
+            kept.append(served_xml.serve(node, disk))
+    return kept
 
 
 def _empty_drive(node: ET.Element) -> None:

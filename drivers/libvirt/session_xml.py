@@ -17,12 +17,24 @@ Cache = Literal["none", "writeback"]
 
 
 @dataclass(frozen=True, slots=True)
+class Base:
+    """The image below an overlay, whatever the overlay itself says."""
+
+    location: str
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
 class SessionDisk:
     """One image to be held open; ``format`` in QEMU's terms."""
 
     key: str
     location: str
     format: str
+    base: Base | None = None
+    """None: what the image itself names, if anything."""
+    guarded: bool = False
+    """Keep writers away from the base, also a raw one; see ``_guard``."""
 
 
 def alias(index: int) -> str:
@@ -54,6 +66,11 @@ def session_xml(
     devices = ET.SubElement(domain, "devices")
     for index, disk in enumerate(disks):
         devices.append(_disk(index, disk, writable=writable, cache=cache))
+    for index, disk in enumerate(disks):
+        if disk.guarded and disk.base is not None and disk.base.format == "raw":
+            devices.append(_guard(index, disk.base, cache=cache))
+    if any(disk.guarded for disk in disks):
+        ET.SubElement(devices, "controller", {"type": "scsi", "model": "virtio-scsi"})
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
     ET.SubElement(devices, "memballoon", {"model": "none"})
     if writable:
@@ -74,10 +91,37 @@ def _disk(index: int, disk: SessionDisk, *, writable: bool, cache: Cache) -> ET.
         {"name": "qemu", "type": disk.format, "cache": cache, "discard": "unmap", "detect_zeroes": "off"},
     )
     ET.SubElement(node, "source", {"dev" if block else "file": disk.location})
+    if disk.base is not None:
+        node.append(_backing(disk.base))
     ET.SubElement(node, "target", {"dev": f"vd{_letters(index)}", "bus": "virtio"})
     if not writable:
         ET.SubElement(node, "readonly")
     ET.SubElement(node, "alias", {"name": alias(index)})
+    return node
+
+
+def _backing(base: Base) -> ET.Element:
+    block = base.location.startswith("/dev/")
+    below = ET.Element("backingStore", {"type": "block" if block else "file"})
+    ET.SubElement(below, "format", {"type": base.format})
+    ET.SubElement(below, "source", {"dev" if block else "file": base.location})
+    if base.format == "raw":
+        ET.SubElement(below, "backingStore")  # the end: libvirt must not look for more in a raw image
+    return below
+
+
+def _guard(index: int, base: Base, *, cache: Cache) -> ET.Element:
+    """A raw base once more, as a medium in a drive that nobody reads.
+
+    A device with ``share-rw`` lets others write all raw images below it, so a VM could start on a raw base while its
+    overlay is written. A drive without it takes the lock that keeps writers away and readers not.
+    """
+    block = base.location.startswith("/dev/")
+    node = ET.Element("disk", {"type": "block" if block else "file", "device": "cdrom"})
+    ET.SubElement(node, "driver", {"name": "qemu", "type": base.format, "cache": cache})
+    ET.SubElement(node, "source", {"dev" if block else "file": base.location})
+    ET.SubElement(node, "target", {"dev": f"sd{_letters(index)}", "bus": "scsi"})
+    ET.SubElement(node, "readonly")
     return node
 
 

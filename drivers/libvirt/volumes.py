@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -134,7 +134,7 @@ class LibvirtVolumes:
         """Names of volumes whose name ends with the migration's id, in all active pools, looked at anew."""
         with self._connection.using("listing volumes of a migration") as conn:
             return sorted(
-                volume.name() for _pool, volume in all_volumes(conn) if volume.name().endswith(f"-{migration}")
+                volume.name() for _pool, volume in images.all_volumes(conn) if volume.name().endswith(f"-{migration}")
             )
 
     def open_writer(self, key: str, volumes: Mapping[str, VolumeRef], *, migration: str) -> WriterSession:
@@ -220,12 +220,3 @@ def volume_xml(spec: VolumeSpec) -> str:
     if spec.format in {"qcow2", "qcow2-v2"}:
         ET.SubElement(target, "compat").text = "0.10" if spec.format == "qcow2-v2" else "1.1"
     return ET.tostring(volume, encoding="unicode")
-
-
-def all_volumes(conn: Any) -> Iterator[tuple[str, Any]]:
-    """Pool name and volume for all volumes of active pools, looked at anew."""
-    for pool in conn.listAllStoragePools(libvirt.VIR_CONNECT_LIST_STORAGE_POOLS_ACTIVE):
-        with suppress(libvirt.libvirtError):
-            pool.refresh()
-        with suppress(libvirt.libvirtError):
-            yield from ((pool.name(), volume) for volume in pool.listAllVolumes())

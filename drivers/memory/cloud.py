@@ -8,6 +8,8 @@ from drivers.memory.facts import source_facts, target_facts
 from drivers.memory.guest import MemoryGuest
 from drivers.memory.networks import MemoryNetworks
 from drivers.memory.points import MemoryPoints
+from drivers.memory.serving import MemoryServing
+from drivers.memory.shadows import MemoryShadows
 from drivers.memory.state import cloud_state
 from drivers.memory.volumes import MemoryVolumes
 from whimbrel.model.facts import SourceFacts, TargetFacts
@@ -16,6 +18,8 @@ from whimbrel.ports.compute import ComputePort
 from whimbrel.ports.guest import GuestPort
 from whimbrel.ports.network import NetworkPort
 from whimbrel.ports.point_in_time import PointInTimePort
+from whimbrel.ports.serving import ServingPort
+from whimbrel.ports.shadow import ShadowPort
 from whimbrel.ports.volume import VolumePort
 
 PORT = "cloud"
@@ -33,6 +37,8 @@ class MemoryCloud:
         self.points: PointInTimePort = MemoryPoints(state)
         self.networks: NetworkPort = MemoryNetworks(state)
         self.guest: GuestPort = MemoryGuest(state)
+        self.serving: ServingPort = MemoryServing(state)
+        self.shadows: ShadowPort = MemoryShadows(state)
 
     @property
     def log(self) -> CallLog:

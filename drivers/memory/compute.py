@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from drivers.memory.calls import CallLog, port_call
 from drivers.memory.state import CloudState, StopPlan, Vm
-from whimbrel.errors import Conflict, NotFound
+from whimbrel.dataplane.devices import open_device
+from whimbrel.errors import Conflict, NotFound, Unsupported
 from whimbrel.model.vm import DiskSpec, Power, TargetVm, VmSpec
 
 PORT = "compute"
@@ -52,6 +53,7 @@ class MemoryCompute:
             if vm.on:
                 return
             self._refuse_if_held(vm)
+            self._connect_served(vm)
             vm.power = Power.PAUSED if paused else Power.RUNNING
             vm.stop_due = None
         if not paused:
@@ -145,6 +147,12 @@ class MemoryCompute:
             if user is not None:
                 raise Conflict(f"VM {vm.spec.name} cannot start: VM {user.spec.name} runs on {volume[1]}")
 
+    @staticmethod
+    def _connect_served(vm: Vm) -> None:
+        """A hypervisor opens the disks before it starts. Raises Unavailable when an export does not answer."""
+        for endpoint in vm.served.values():
+            open_device(endpoint).close()
+
     def _run_guest(self, vm: Vm) -> None:
         hook = self._state.on_run.get(vm.spec.name)
         if hook is not None:
@@ -185,7 +193,11 @@ class MemoryCompute:
             }
         )
         plan = self._state.stop_plans.get(target.name, StopPlan())
-        vm = Vm(spec=spec, volumes=volumes, made_by=target.migration, stop_plan=plan)
+        served = {disk.spec.key: disk.served for disk in target.disks if disk.served is not None}
+        for disk in target.disks:
+            if disk.served is not None and disk.volume.format != "raw":
+                raise Unsupported(f"disk {disk.spec.key} cannot be served: volume {disk.volume.name} is not raw")
+        vm = Vm(spec=spec, served=served, volumes=volumes, made_by=target.migration, stop_plan=plan)
         vm.guest.hostname = target.name
         self._state.vms[spec.ref] = vm
         return vm
@@ -222,6 +234,7 @@ def persistent_definition(vm: Vm) -> str:
             "firmware": spec.firmware,
             "disks": [[disk.key, disk.bus, disk.serial, *vm.volumes[disk.key]] for disk in spec.disks],
             "nics": [nic.model_dump(mode="json") for nic in spec.nics],
+            **({"served": sorted(vm.served)} if vm.served else {}),
         },
         sort_keys=True,
     )

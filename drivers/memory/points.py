@@ -95,11 +95,13 @@ class MemoryPoints:
             raise InvalidPlan(f"point key {key} does not carry migration {migration}, so no clean-up would find it")
         if vm.power not in KINDS:
             raise Unsupported(f"VM {vm.spec.name} is {vm.power}: its disks are not all in one place", vm=vm.spec.ref)
+        if vm.served:
+            raise Unsupported(f"VM {vm.spec.name} runs on a served disk: its bytes are elsewhere", vm=vm.spec.ref)
         if vm.foreign_job is not None:
             raise Conflict(f"VM {vm.spec.name} is busy with job {vm.foreign_job} of somebody else", job=vm.foreign_job)
         if vm.point is not None:
             raise Conflict(f"VM {vm.spec.name} has point {vm.point.key} open", point=vm.point.key)
-        writer = self._state.writer_on(set(vm.volumes.values()))
+        writer = self._state.writer_on(set(vm.volumes.values()), shadows=False)
         if writer is not None:
             raise Conflict(f"writer session {writer} holds a disk of VM {vm.spec.name}", writer=writer)
 

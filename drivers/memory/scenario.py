@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from drivers.memory.calls import ANY, Call, Fault, When
-from drivers.memory.disk import Disk
+from drivers.memory.disk import GRAIN_BYTES, Disk
 from drivers.memory.export import Budget
 from drivers.memory.state import CloudState, Pool, StopPlan, Vm, cloud_state
+from whimbrel.dataplane.devices import open_device
 from whimbrel.errors import Conflict, NotFound, QuotaExceeded, WhimbrelError
+from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.facts import NetworkFacts
 from whimbrel.model.naming import owns_point
 from whimbrel.model.vm import DiskFormat, DiskSpec, NicSpec, Power, VmSpec
@@ -112,7 +114,7 @@ class Scenario:
             self._state.drop_point(found)
             del self._state.vms[found.spec.ref]
             for volume in found.volumes.values() if with_disks else ():
-                del self._state.volumes[volume]
+                self._state.remove_volume(volume)
 
     # --- what the guest does
 
@@ -123,7 +125,11 @@ class Scenario:
             if found.power is not Power.RUNNING or found.guest.quiesced:
                 state = "quiesced" if found.guest.quiesced else str(found.power)
                 raise Conflict(f"the guest of VM {found.spec.name} cannot write: it is {state}")
-            self._state.disk_of(found, disk).write(offset, data)
+            served = found.served.get(disk)
+            if served is None:
+                self._state.disk_of(found, disk).write(offset, data)
+            else:
+                _write_served(served, offset, data)
 
     def guest_trim(self, vm: str, disk: str, offset: int, length: int) -> None:
         """The running guest gives a range back; it reads as zeros then. Raises Conflict when it does not run."""
@@ -204,12 +210,23 @@ class Scenario:
 
     def read_disk(self, vm: str, disk: str) -> bytes:
         """All bytes of a disk now."""
+        served = self._served(vm, disk)
+        if served is not None:
+            return _read_served(served)
         found = self.disk(vm, disk)
         return found.read(0, found.size_bytes)
 
     def write_disk(self, vm: str, disk: str, offset: int, data: bytes) -> None:
         """Put content on a disk, whatever the VM does."""
-        self.disk(vm, disk).write(offset, data)
+        served = self._served(vm, disk)
+        if served is None:
+            self.disk(vm, disk).write(offset, data)
+        else:
+            _write_served(served, offset, data)
+
+    def _served(self, vm: str, disk: str) -> NbdEndpoint | None:
+        with self._state.lock:
+            return self._state.find(vm).served.get(disk)
 
     def read_volume(self, pool: str, name: str) -> bytes:
         """All bytes of a volume now. Raises NotFound."""
@@ -352,6 +369,7 @@ class Scenario:
                 found += [f"token {token}" for token in tokens if owns_point(token, migration)]
                 if vm.point is not None and vm.point_migration == migration:
                     found.append(f"point {vm.point.key}")
+            found += [f"shadow of {vm} {disk}" for vm, disk, owner in state.shadows if owner == migration]
             return sorted(found)
 
     def wait_for_call(self, port: str, method: str, *, timeout_s: float = 30.0, any_args: str = ANY) -> Call:
@@ -363,3 +381,28 @@ class Scenario:
                     return call
             time.sleep(0.01)
         raise TimeoutError(f"{port}.{method} was not called within {timeout_s} s")
+
+
+def _write_served(endpoint: NbdEndpoint, offset: int, data: bytes) -> None:
+    device = open_device(endpoint.model_copy(update={"writable": True}))
+    try:
+        lane = device.lane()
+        lane.submit_write(offset, memoryview(data))
+        lane.reap()
+        lane.flush()
+    finally:
+        device.close()
+
+
+def _read_served(endpoint: NbdEndpoint) -> bytes:
+    device = open_device(endpoint)
+    try:
+        content = bytearray(device.size_bytes)
+        view = memoryview(content)
+        lane = device.lane()
+        for offset in range(0, len(view), GRAIN_BYTES):
+            lane.submit_read(offset, view[offset : offset + GRAIN_BYTES])
+            lane.reap()
+        return bytes(content)
+    finally:
+        device.close()

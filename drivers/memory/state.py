@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from drivers.memory.calls import CallLog
 from drivers.memory.disk import Disk
 from drivers.memory.export import Budget, withdraw
 from whimbrel.errors import Conflict, NotFound
+from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.facts import NetworkFacts
 from whimbrel.model.point import OpenPoint, WriterSession
 from whimbrel.model.vm import Capabilities, DiskFormat, Power, VmSpec
+
+if TYPE_CHECKING:
+    from drivers.memory.shadows import Overlay
 
 GIB = 1 << 30
 VolumeId = tuple[str, str]
@@ -27,6 +33,8 @@ CAPABILITIES = Capabilities(
     live_points=True,
     change_tracking=True,
     start_paused=True,
+    serve_disks=True,
+    shadows=True,
     guest_agent=True,
     console=True,
     disk_formats=("raw", "qcow2"),
@@ -42,6 +50,8 @@ class Volume:
     name: str
     disk: Disk
     migration: str | None = None
+    file: Path | None = None
+    """What a streaming server fills, once its path was asked for."""
 
     @property
     def key(self) -> VolumeId:
@@ -96,6 +106,8 @@ class Vm:
     foreign_job: str | None = None
     point: OpenPoint | None = None
     point_migration: str = ""
+    served: dict[str, NbdEndpoint] = field(default_factory=dict)
+    """Disk key -> export that the VM runs on in place of the volume."""
 
     @property
     def on(self) -> bool:
@@ -110,6 +122,8 @@ class Writer:
     session: WriterSession
     volumes: dict[str, VolumeId]
     migration: str
+    shadow: bool = False
+    """It writes overlays; the volumes themselves may be read by a point meanwhile."""
 
 
 class CloudState:
@@ -130,6 +144,8 @@ class CloudState:
             for key in list(self.writers):
                 self.drop_writer(key)
             self.log.clear()
+            if self._files is not None:
+                self._files.cleanup()
             self._empty()
 
     def _empty(self) -> None:
@@ -140,6 +156,9 @@ class CloudState:
         self.ports: dict[str, tuple[str, str, str]] = {}
         """Port id -> network, MAC, migration."""
         self.writers: dict[str, Writer] = {}
+        self.shadows: dict[tuple[str, str, str], Overlay] = {}
+        """VM ref, disk key and migration -> overlay."""
+        self._files: tempfile.TemporaryDirectory[str] | None = None
         self.capabilities = CAPABILITIES
         self.on_run: dict[str, Callable[[str], None]] = {}
         """VM name -> what its guest does when its CPUs begin to run; called with the VM's ref."""
@@ -206,9 +225,12 @@ class CloudState:
             for disk in writer.session.disks:
                 withdraw(disk.endpoint)
 
-    def writer_on(self, volumes: set[VolumeId]) -> str | None:
-        """Key of a writer session that holds one of ``volumes``."""
-        return next((key for key, held in self.writers.items() if volumes & set(held.volumes.values())), None)
+    def writer_on(self, volumes: set[VolumeId], *, shadows: bool = True) -> str | None:
+        """Key of a writer session (shadow sessions too, unless told otherwise) that holds one of ``volumes``."""
+        for key, held in self.writers.items():
+            if volumes & set(held.volumes.values()) and (shadows or not held.shadow):
+                return key
+        return None
 
     def user_of(self, volume: VolumeId, *, running: bool) -> Vm | None:
         """A VM that has the volume: any defined one, or only one that is on."""
@@ -229,6 +251,20 @@ class CloudState:
         volume = Volume(pool, name, Disk(size_bytes, disk_format), migration)
         self.volumes[volume.key] = volume
         return volume
+
+    def remove_volume(self, volume: VolumeId) -> None:
+        """Take a volume and its file away."""
+        file = self.volumes.pop(volume).file
+        if file is not None:
+            file.unlink(missing_ok=True)
+
+    def new_file(self) -> Path:
+        """An empty file that lives as long as the cloud's content."""
+        if self._files is None:
+            self._files = tempfile.TemporaryDirectory(prefix="whimbrel-memory-")
+        path = Path(self._files.name) / f"{self.next_serial()}.raw"
+        path.touch()
+        return path
 
     def location(self, volume: VolumeId) -> str:
         """The id that ``DiskSpec.location`` and ``VolumeRef.location`` show."""

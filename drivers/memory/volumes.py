@@ -76,7 +76,7 @@ class MemoryVolumes:
             writer = self._state.writer_on({volume.key})
             if writer is not None:
                 raise Conflict(f"volume {name} is open in writer session {writer}", volume=name, writer=writer)
-            del self._state.volumes[volume.key]
+            self._state.remove_volume(volume.key)
 
     @port_call(PORT)
     def owned(self, migration: str) -> Sequence[str]:

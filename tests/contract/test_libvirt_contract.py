@@ -16,7 +16,10 @@ from tests.contract.suites import (
     GuestContract,
     NetworkContract,
     PointInTimeContract,
+    ServingContract,
+    ShadowContract,
     TrackedPointContract,
+    TrackedShadowContract,
     UntrackedPointContract,
     VolumeContract,
 )
@@ -65,6 +68,18 @@ class TestLibvirtTrackedPoint(_Libvirt, TrackedPointContract):
 
 class TestLibvirtUntrackedPoint(_Libvirt, UntrackedPointContract):
     pass
+
+
+class TestLibvirtServing(_Libvirt, ServingContract):
+    pass
+
+
+class TestLibvirtShadow(_Libvirt, TrackedShadowContract):
+    pass
+
+
+class TestLibvirtShadowRaw(_Libvirt, ShadowContract):
+    disk_format = "raw"
 
 
 class TestLibvirtNetwork(_Libvirt, NetworkContract):

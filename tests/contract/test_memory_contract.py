@@ -19,7 +19,10 @@ from tests.contract.suites import (
     GuestContract,
     NetworkContract,
     PointInTimeContract,
+    ServingContract,
+    ShadowContract,
     TrackedPointContract,
+    TrackedShadowContract,
     UntrackedPointContract,
     VolumeContract,
 )
@@ -61,6 +64,18 @@ class TestMemoryTrackedPoint(_Memory, TrackedPointContract):
 
 class TestMemoryUntrackedPoint(_Memory, UntrackedPointContract):
     pass
+
+
+class TestMemoryServing(_Memory, ServingContract):
+    pass
+
+
+class TestMemoryShadow(_Memory, TrackedShadowContract):
+    pass
+
+
+class TestMemoryShadowRaw(_Memory, ShadowContract):
+    disk_format = "raw"
 
 
 class TestMemoryNetwork(_Memory, NetworkContract):

@@ -10,6 +10,8 @@ from whimbrel.ports.compute import ComputePort
 from whimbrel.ports.guest import GuestPort
 from whimbrel.ports.network import NetworkPort
 from whimbrel.ports.point_in_time import PointInTimePort
+from whimbrel.ports.serving import ServingPort
+from whimbrel.ports.shadow import ShadowPort
 from whimbrel.ports.volume import VolumePort
 
 
@@ -44,6 +46,16 @@ class Cloud(Protocol):
     @property
     def guest(self) -> GuestPort:
         """Its running guests."""
+        ...
+
+    @property
+    def serving(self) -> ServingPort:
+        """VMs on served disks; used where ``Capabilities.serve_disks``."""
+        ...
+
+    @property
+    def shadows(self) -> ShadowPort:
+        """Overlays over the disks of stopped VMs; used where ``Capabilities.shadows``."""
         ...
 
     def capabilities(self) -> Capabilities:

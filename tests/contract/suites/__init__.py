@@ -5,6 +5,8 @@ from tests.contract.suites.facts import CloudFactsContract
 from tests.contract.suites.guest import GuestContract
 from tests.contract.suites.network import NetworkContract
 from tests.contract.suites.point_in_time import PointInTimeContract, TrackedPointContract, UntrackedPointContract
+from tests.contract.suites.serving import ServingContract
+from tests.contract.suites.shadow import ShadowContract, TrackedShadowContract
 from tests.contract.suites.volume import VolumeContract
 
 __all__ = [
@@ -13,7 +15,10 @@ __all__ = [
     "GuestContract",
     "NetworkContract",
     "PointInTimeContract",
+    "ServingContract",
+    "ShadowContract",
     "TrackedPointContract",
+    "TrackedShadowContract",
     "UntrackedPointContract",
     "VolumeContract",
 ]
