@@ -70,8 +70,9 @@ demo: system setup ## a running VM moves between two clouds; KEEP=1 leaves every
 demo-end: setup ## end what `make demo KEEP=1` left up
 	$(BIN)/python -m labs.demo --end
 
-bench: system setup ## copy speed against nbdcopy and qemu-img, and a sparse disk of 1 TiB
+bench: system setup ## copy speed, a sparse disk of 1 TiB, the streaming server
 	$(BIN)/python -m tests.bench.copy_bench --big
+	$(BIN)/python -m tests.bench.stream_bench
 
 chaos: system setup ## slow end-to-end tests with faults
 	@mkdir -p $(STATE)

@@ -73,7 +73,14 @@ def test_a_window_set_by_hand() -> None:
 def test_latency_percentiles() -> None:
     latency = Latency()
     assert latency.quantile_s(0.5) is None
-    assert latency.report() == {"count": 0, "p50_ms": None, "p95_ms": None, "p99_ms": None, "max_ms": None}
+    assert latency.report() == {
+        "count": 0,
+        "p50_ms": None,
+        "p95_ms": None,
+        "p99_ms": None,
+        "max_ms": None,
+        "recent_p99_ms": None,
+    }
     for step in range(1, 1001):
         latency.note(step / 1000)
     for share in (0.5, 0.95, 0.99):
