@@ -73,12 +73,21 @@ class StreamConfig(Frozen):
     """After how long without the source a waiting request is given an error; None: never."""
     sync_every_s: float = Field(default=5.0, gt=0)
     """So much of the hydration, in time, may be lost when the host crashes."""
+    governor_path: str | None = None
+    """A file that all servers of this host name: they share ``host_limit_bytes_per_s``, demand first."""
+    host_limit_bytes_per_s: float | None = Field(default=None, gt=0)
     protect: ProtectConfig = ProtectConfig()
     """What happens to the guest's writes besides: see ``protect``."""
     prefetch: PrefetchConfig = PrefetchConfig()
     trace_path: str | None = None
     """Record the guest's accesses into this file; one of the same disk is continued."""
     trace_max_bytes: int = Field(default=64 << 20, ge=4096)
+
+    @model_validator(mode="after")
+    def _limit_of_a_governor(self) -> StreamConfig:
+        if (self.governor_path is None) != (self.host_limit_bytes_per_s is None):
+            raise ValueError("governor_path and host_limit_bytes_per_s belong together")
+        return self
 
 
 def read_config(path: Path) -> StreamConfig:

@@ -19,6 +19,7 @@ from whimbrel.ports.block import BlockDevice
 from whimbrel.stream.chunkmap import ChunkMap, open_map, sync_directory
 from whimbrel.stream.config import SourceEndpoint, StreamConfig
 from whimbrel.stream.fetcher import Fetcher
+from whimbrel.stream.hostgovernor import HostGovernor
 from whimbrel.stream.hydration import Access, Sweeping
 from whimbrel.stream.listener import Listener, listen_tcp, listen_unix
 from whimbrel.stream.prefetch.assembly import Prefetch
@@ -53,8 +54,14 @@ class StreamServer:
         self.order = Sweeping(self._map)
         self.prefetch = Prefetch(config.prefetch, self._map, self.order)
         self._recorder = _recorder(config, self._map.chunk_bytes)
+        self._governor = self._open_governor()
         self.fetcher = Fetcher(
-            self.store, self.source, self.order, window=Window(config.window_bytes), background=config.background
+            self.store,
+            self.source,
+            self.order,
+            window=Window(config.window_bytes),
+            governor=self._governor,
+            background=config.background,
         )
         self.fetcher.set_bandwidth(config.bandwidth_bytes_per_s)
         self.listener = Listener(
@@ -94,6 +101,8 @@ class StreamServer:
             self.protection.close()
         self._map.close(clean=clean)
         self._target.close()
+        if self._governor is not None:
+            self._governor.close()
 
     def move_source(self, endpoint: SourceEndpoint) -> None:
         """The same source (its identity is the caller's word) is served elsewhere from now on."""
@@ -139,6 +148,10 @@ class StreamServer:
             "trace": None if self._recorder is None else self._recorder.report(),
             "statistics": fetcher.statistics.report(),
         }
+
+    def _open_governor(self) -> HostGovernor | None:
+        path, limit = self.config.governor_path, self.config.host_limit_bytes_per_s
+        return HostGovernor(Path(path), limit) if path is not None and limit is not None else None
 
     def _open_protection(self) -> Mirror | None:
         stem, timeout_s = Path(self.config.map_stem), self.config.source_timeout_s
