@@ -20,10 +20,10 @@ PYTEST_FLAGS ?=
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 
-.PHONY: help setup system lint test test-unit test-lab test-e2e demo demo-end bench chaos lab-kvm lab-down clean
+.PHONY: help setup system lint test test-unit test-lab test-e2e demo demo-end bench bench-prefetch chaos lab-kvm lab-down clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 system: ## Debian packages that are missing (installs as root, prints the command otherwise)
 	@deploy/install-system
@@ -73,6 +73,9 @@ demo-end: setup ## end what `make demo KEEP=1` left up
 bench: system setup ## copy speed, a sparse disk of 1 TiB, the streaming server
 	$(BIN)/python -m tests.bench.copy_bench --big
 	$(BIN)/python -m tests.bench.stream_bench
+
+bench-prefetch: system setup ## hit rates of the streaming server by prefetch policy, on a link of 50 MB/s
+	$(BIN)/python -m tests.bench.prefetch_bench
 
 chaos: system setup ## slow end-to-end tests with faults
 	@mkdir -p $(STATE)

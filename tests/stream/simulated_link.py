@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from whimbrel.stream.chunkmap import Run
-from whimbrel.stream.fetcher import LINGER_S, LONGEST_HOLD_S
+from whimbrel.stream.fetcher import LINGER_S, LONGEST_HOLD_S, URGENT_BYTES
 from whimbrel.stream.hydration import Order
 from whimbrel.stream.prefetch.replay import bursts
 from whimbrel.stream.prefetch.trace import Record
@@ -83,11 +83,8 @@ class Simulation:
         rate: float = 50e6,
         delay_s: float = 0.001,
         window_chunks: int = 4,
-        urgent: int = 0,
-        over: bool = False,
     ) -> None:
         self.chunks, self.policy, self.background = chunks, policy, background
-        self.urgent, self.over = urgent, over
         self.order = Sweep(chunks, policy)
         self.rate, self.delay_s, self.window_chunks = rate, delay_s, window_chunks
         self.now = self.free_at = 0.0
@@ -112,12 +109,7 @@ class Simulation:
         while self.background and self.in_window < self.window_chunks:
             busy = self.demand_open or self.now - self.demand_ended < LINGER_S
             if busy and self.now - self.sent_at <= LONGEST_HOLD_S:
-                if (
-                    self.urgent
-                    and self.in_window < self.urgent
-                    and self.policy is not None
-                    and not (self.demand_open and not self.over)
-                ):
+                if self.policy is not None and self.in_window < URGENT_BYTES // CHUNK:
                     run = self.policy.next_urgent(1)
                     if run is not None and run[0] not in self.flying:
                         self._ask(run[0], demand=False)

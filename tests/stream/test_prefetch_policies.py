@@ -25,7 +25,7 @@ from whimbrel.stream.prefetch.history import History, HistoryAhead, first_uses, 
 from whimbrel.stream.prefetch.locality import Locality
 from whimbrel.stream.prefetch.predictor import Predictor, Proposal, Wanted
 from whimbrel.stream.prefetch.runs import Runs
-from whimbrel.stream.prefetch.trace import Record, Trace, TraceHeader, write_trace
+from whimbrel.stream.prefetch.trace import Record, Trace, TraceHeader, read_trace, write_trace
 
 ACCESSES = st.sampled_from(("read", "read", "read", "write", "trim"))
 
@@ -345,3 +345,16 @@ def test_a_server_follows_its_history_and_tells(spot: Path) -> None:
         assert (reads["hits"], reads["misses"]) == (len(recorded), 1)
     finally:
         server.stop()
+
+
+TRACES = Path(__file__).with_name("traces")
+
+
+@pytest.mark.parametrize(("load", "least_online", "least"), [("boot", 0.70, 0.98), ("app", 0.75, 0.97)])
+def test_recorded_guests_on_a_simulated_link(load: str, least_online: float, least: float) -> None:
+    """Judging traces of the benchmark: a later run of the same guest, with the run before as its history."""
+    history, guest = (read_trace(TRACES / f"b{number}-{load}.trace") for number in (1, 2))
+    sweep, online, everything = (hit_rate(guest, traces) for traces in (None, [], [history]))
+    told = f"sweep {sweep:.4f} online {online:.4f} with history {everything:.4f}"
+    assert online > max(sweep + 0.1, least_online), told
+    assert everything > least, told

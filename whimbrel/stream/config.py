@@ -40,6 +40,8 @@ class PrefetchConfig(Frozen):
 
     history: tuple[str, ...] = ()
     """Traces of earlier runs of this disk (see docs/streaming.md), of equal weight."""
+    ordered: bool = True
+    """Fetch in the order of the history; off: it only teaches the correlation."""
     sequential: bool = True
     """Follow sequential and strided runs."""
     locality: bool = True

@@ -74,6 +74,7 @@ class Prefetch:
             sequential=self._config.sequential,
             locality=self._config.locality,
             correlation=self._config.correlation,
+            history=self._config.ordered,
         )
         if predictors:
             self._blend = Blend(self._map, predictors)
