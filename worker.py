@@ -22,6 +22,7 @@ from temporalio.worker import Worker
 from activities.bulk import Notify
 from activities.compute import ComputeActivities
 from activities.copy import CopyActivities
+from activities.handover import HandoverActivities
 from activities.health import HealthActivities
 from activities.inventory import InventoryActivities
 from activities.ledger import LedgerActivities
@@ -47,10 +48,11 @@ from whimbrel.runtime.search_attributes import ensure_search_attributes
 from whimbrel.runtime.settings import WorkerSettings
 from whimbrel.runtime.translation import ErrorTranslation
 from workflows.cold import ColdMigration
+from workflows.dual_attach import DualAttachMigration
 from workflows.incremental import IncrementalMigration
 from workflows.surveys import Inventory, Precheck
 
-WORKFLOWS: Sequence[type[Any]] = (IncrementalMigration, ColdMigration, Precheck, Inventory)
+WORKFLOWS: Sequence[type[Any]] = (IncrementalMigration, ColdMigration, DualAttachMigration, Precheck, Inventory)
 HEALTH_EVERY_S = 5.0
 DEFAULT_SERVER_TLS_DIR = "/etc/pki/qemu"
 HEARTBEAT_THROTTLE = timedelta(seconds=2)
@@ -120,6 +122,7 @@ def _secret(reference: SecretRef | None) -> Callable[[], str] | None:
 def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
     """Everything on the queue ``control``."""
     compute, volume, point = ComputeActivities(clouds), VolumeActivities(clouds), PointActivities(clouds)
+    handover = HandoverActivities(clouds)
     return [
         compute.inspect,
         compute.power,
@@ -141,6 +144,15 @@ def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
         point.open,
         point.close,
         point.forget,
+        handover.look,
+        handover.release,
+        handover.adopt,
+        handover.define,
+        handover.verify,
+        handover.abandon,
+        handover.reclaim,
+        handover.forget_source,
+        handover.remove_markers,
         HealthActivities(clouds).check,
         InventoryActivities(clouds).list,
         LedgerActivities(clouds).read_back,

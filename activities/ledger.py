@@ -35,6 +35,8 @@ class LedgerActivities:
             cloud = self._clouds.get(name)
             found |= {(name, "volume", volume) for volume in cloud.volumes.owned(wanted.migration)}
             found |= {(name, "vm", vm) for vm in cloud.compute.owned(wanted.migration)}
+            if cloud.handover is not None:
+                found |= {(name, "release", vm) for vm in cloud.handover.released(wanted.migration)}
             found |= {(name, "point", point) for point in _points(cloud, ref, wanted.migration)}
         now = datetime.now(UTC)
         entries: list[LedgerEntry] = []

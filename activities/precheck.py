@@ -12,9 +12,10 @@ from pathlib import Path
 from temporalio import activity
 
 from activities.probe import probe_path
+from activities.sharing import handover_facts
 from whimbrel.contracts.activity_io import PrecheckAnswer, PrecheckRequest
 from whimbrel.errors import Conflict, NotFound
-from whimbrel.model.facts import PathFacts, SourceFacts, TargetFacts
+from whimbrel.model.facts import HandoverFacts, PathFacts, SourceFacts, TargetFacts
 from whimbrel.model.finding import PrecheckFacts, PrecheckResult
 from whimbrel.model.plan import CommandCheck
 from whimbrel.ports.cloud import CloudRegistry
@@ -54,7 +55,20 @@ class PrecheckActivities:
             source_facts = SourceFacts(cloud=plan.source)
         except Conflict as error:
             source_facts = SourceFacts(cloud=plan.source, same_name=(plan.vm, str(error)))
-        if wanted.probe and source_facts.reachable and target_facts.reachable:
+        both = source_facts.reachable and target_facts.reachable
+        handover = HandoverFacts()
+        if plan.mode == "dual-attach" and both and wanted.stage != "cutover":
+            # At the cutover the steps themselves look, one by one, and much more closely.
+            handover = handover_facts(
+                plan,
+                source,
+                target,
+                source_facts.vm,
+                migration=wanted.migration,
+                probe=wanted.probe,
+                patient=activity.info().attempt < PROBE_ATTEMPTS,
+            )
+        if wanted.probe and plan.mode != "dual-attach" and both:
             path = probe_path(
                 plan,
                 source,
@@ -83,5 +97,7 @@ class PrecheckActivities:
         if path.dirty_bytes_per_s is None and wanted.dirty_hint is not None:
             found["dirty_bytes_per_s"] = wanted.dirty_hint
         path = path.model_copy(update=found)
-        judged = PrecheckFacts(plan=plan, source=source_facts, target=target_facts, path=path, stage=wanted.stage)
+        judged = PrecheckFacts(
+            plan=plan, source=source_facts, target=target_facts, path=path, handover=handover, stage=wanted.stage
+        )
         return PrecheckAnswer(result=PrecheckResult(findings=run_rules(judged), path=path))

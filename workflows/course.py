@@ -39,6 +39,11 @@ class Course:
         """Where this migration's bytes are moved."""
         return data_queue(self.plan.site)
 
+    @property
+    def brings_writes_back(self) -> bool:
+        """Whether a rollback copies the target's writes; on one storage they are in the source's volumes already."""
+        return self.plan.keep_writes and self.plan.mode != "dual-attach"
+
     def situation(self) -> Situation:
         """What decides which verbs fit now."""
         closes = self.plan.window.closes_at
@@ -49,7 +54,7 @@ class Course:
             paused=self.wishes.paused,
             rollback_asked=self.wishes.rollback is not None,
             window_closed=closes is not None and workflow.now() >= closes,
-            cold=self.plan.mode == "cold",
+            cold=self.plan.mode in {"cold", "dual-attach"},
             confirmed=self.journal.confirmed,
         )
 

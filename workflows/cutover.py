@@ -64,7 +64,8 @@ async def cutover(course: Course) -> None:
             await course.step("verify", lambda: _verify_before_boot(course), hold=False)
         journal.enter(Phase.REBUILD)
         await course.step("rebuild the VM", lambda: rebuild(course), hold=False)
-        await course.step("start the target", lambda: _start(course), hold=False)
+        freeze = _wants_first_state(course)
+        await course.step("start the target", lambda: start_target(course, freeze=freeze), hold=False)
     except FailureError as error:
         if failure.is_cancel(error) or journal.target_ran:
             raise
@@ -212,8 +213,13 @@ async def rebuild(course: Course) -> None:
     journal.console_mark = made.console_mark
 
 
-async def _start(course: Course) -> None:
-    """Start the target; where it can start paused, a point in time is taken before its first write.
+def _wants_first_state(course: Course) -> bool:
+    """Whether something will be held against the state that the target began with."""
+    return course.plan.verify.when == "after_boot" or course.plan.keep_writes
+
+
+async def start_target(course: Course, *, freeze: bool) -> None:
+    """Start the target; where it can start paused, with ``freeze`` a point in time is taken before its first write.
 
     That point serves the comparison while the guest runs already, and its token is where a rollback with
     ``keep_writes`` begins.
@@ -228,7 +234,7 @@ async def _start(course: Course) -> None:
             StartInput(cloud=plan.target, ref=journal.target_ref, paused=True),
             summary="start the target, paused",
         )
-        if plan.verify.when == "after_boot" or plan.keep_writes:
+        if freeze:
             await _freeze_first_state(course)
         journal.target_ran = True
         await call(ComputeActivities.resume, vm, summary="let the target run")

@@ -11,6 +11,7 @@ from temporalio import workflow
 from whimbrel.contracts.migration import MigrationState, UndoStep
 from whimbrel.contracts.names import SA_ATTENTION, SA_OUTAGE, SA_PERCENT, SA_PHASE
 from whimbrel.model.forecast import Forecast, RoundRecord
+from whimbrel.model.handover import StoredDisk
 from whimbrel.model.ledger import Fate, Ledger, LedgerEntry, ObjectKind
 from whimbrel.model.point import OpenPoint, WriterSession
 from whimbrel.model.progress import DiskProgress, Outage, Phase, StepRecord, Trouble, VerifyRecord
@@ -68,6 +69,12 @@ class Journal:
     confirm_deadline: datetime | None = None
     restored: bool | None = None
     writes_kept_bytes: int | None = None
+    stored: tuple[StoredDisk, ...] = ()
+    """Mode dual-attach: the VM's disks on the storage that both clouds see."""
+    turn: int = 0
+    """Numbers the releases of the source's disks."""
+    lost_to_another: bool = False
+    """Another migration was quicker to take the source's disks."""
     bringing_back: bool = False
     source_half_written: bool = False
     """The target's writes are on their way into the source's disks: until all are there, only the target is whole."""

@@ -40,7 +40,7 @@ async def bring_back_writes(course: Course) -> None:
     journal, plan = course.journal, course.plan
     assert journal.target_ref is not None
     vm = VmInput(cloud=plan.target, ref=journal.target_ref, migration=journal.migration)
-    await _stop_target(course, vm)
+    await stop_target(course, vm)
     if journal.target_point is not None:
         wanted = ClosePointInput(
             cloud=plan.target, ref=vm.ref, key=journal.target_point.key, migration=journal.migration
@@ -86,7 +86,8 @@ async def bring_back_writes(course: Course) -> None:
     workflow.logger.info("writes.brought_back", extra={"bytes": journal.writes_kept_bytes})
 
 
-async def _stop_target(course: Course, vm: VmInput) -> None:
+async def stop_target(course: Course, vm: VmInput) -> None:
+    """Ask the target to shut down, so that it writes out what it holds; then take its power away."""
     power = (await call(ComputeActivities.power, vm, summary="read the target's power")).power
     if power is Power.OFF:
         return

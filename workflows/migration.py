@@ -118,7 +118,7 @@ class Migration(ABC):
         self._reason = course.wishes.rollback or "the plan asks for it"
         journal.trouble = None
         journal.enter(Phase.ROLLING_BACK)
-        if journal.target_ran and course.plan.keep_writes and not course.wishes.drop_writes:
+        if journal.target_ran and course.brings_writes_back and not course.wishes.drop_writes:
             await self._bring_back()
         await unwind(course)
 
@@ -291,7 +291,7 @@ class Migration(ABC):
         if course.wishes.rollback is not None:
             return self._shown("rolling back without the target's writes")
         self._ask_back(ask, "asked by the operator")
-        kept = " after its writes are brought back" if course.plan.keep_writes and not ask.drop_writes else ""
+        kept = " after its writes are brought back" if course.brings_writes_back and not ask.drop_writes else ""
         return self._shown(f"rolling back{kept if course.journal.target_ran else ''}")
 
     @rollback.validator
@@ -299,7 +299,7 @@ class Migration(ABC):
         journal = self.course.journal
         if self.course.wishes.rollback is not None and ask.drop_writes:
             why = drop_refusal(
-                keep_writes=self.course.plan.keep_writes,
+                keep_writes=self.course.brings_writes_back,
                 bringing_back=journal.bringing_back,
                 source_half_written=journal.source_half_written,
             )

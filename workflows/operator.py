@@ -42,6 +42,7 @@ class Situation:
     rollback_asked: bool
     window_closed: bool = False
     cold: bool = False
+    """The mode has no rounds: it stops the source as soon as it may."""
     confirmed: bool = False
     """The commit has begun, even if a step of it waits for the operator."""
 
@@ -85,7 +86,7 @@ def drop_refusal(*, keep_writes: bool, bringing_back: bool, source_half_written:
 
 def _cutover_refusal(now: Situation) -> str | None:
     if now.cold:
-        return "a cold migration stops the source by itself"
+        return "this mode stops the source by itself"
     if now.phase not in COPYING and not (now.held and not now.source_stopped):
         return f"there is nothing to cut over in phase {now.phase}"
     if now.paused:

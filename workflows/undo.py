@@ -7,6 +7,7 @@ from temporalio.exceptions import FailureError
 
 from activities.compute import ComputeActivities
 from activities.copy import CopyActivities
+from activities.handover import HandoverActivities
 from activities.point import PointActivities
 from activities.volume import VolumeActivities
 from whimbrel.contracts import failure
@@ -18,12 +19,15 @@ from whimbrel.contracts.activity_io import (
     RestoreSourceInput,
     VmInput,
 )
+from whimbrel.contracts.handover_io import HandoverInput, RemoveMarkersInput
 from whimbrel.contracts.migration import UndoStep
 from whimbrel.contracts.timeouts import COMPENSATION
 from whimbrel.model.ledger import Fate, ObjectKind
-from whimbrel.model.naming import writer_key
+from whimbrel.model.naming import marker_name, writer_key
+from whimbrel.model.vm import Power
 from workflows.calls import call
 from workflows.course import Course
+from workflows.keeping_writes import stop_target
 
 
 async def unwind(course: Course, *, down_to: int = 0) -> None:
@@ -61,6 +65,10 @@ async def _undo(course: Course, step: UndoStep) -> None:
         "forget-points": _forget_points,
         "restore-source": _restore_source,
         "remove-target-vm": _remove_target_vm,
+        "remove-markers": _remove_markers,
+        "reclaim-source": _reclaim_source,
+        "abandon-disks": _abandon_disks,
+        "stop-target": _stop_target,
     }
     await undoes[step.kind](course, step)
 
@@ -111,7 +119,11 @@ async def _restore_source(course: Course, step: UndoStep) -> None:
     """First of all to the guest: it runs again before the rest is cleaned up."""
     del step
     journal = course.journal
-    wanted = RestoreSourceInput(cloud=course.plan.source, spec=journal.vm, migration=journal.migration)
+    spec = journal.vm
+    if journal.lost_to_another:
+        # Another migration has the VM's disks now: whether it runs is no business of ours any more.
+        spec = spec.model_copy(update={"power": Power.OFF})
+    wanted = RestoreSourceInput(cloud=course.plan.source, spec=spec, migration=journal.migration)
     result = await call(ComputeActivities.restore_source, wanted, summary="give the source back as it was")
     journal.restored = result.same_definition
     journal.source_stopped = False
@@ -129,3 +141,51 @@ async def _remove_target_vm(course: Course, step: UndoStep) -> None:
     _gone(course, cloud, "vm")
     _gone(course, cloud, "point")
     journal.target_ran = False
+
+
+async def _stop_target(course: Course, step: UndoStep) -> None:
+    """The target's last writes are the source's next reads: it is asked to write out what it holds."""
+    del step
+    journal = course.journal
+    if journal.target_ref is not None:
+        vm = VmInput(cloud=course.plan.target, ref=journal.target_ref, migration=journal.migration)
+        await stop_target(course, vm)
+
+
+async def _remove_markers(course: Course, step: UndoStep) -> None:
+    del step
+    wanted = RemoveMarkersInput(cloud=course.plan.source, name=marker_name(course.journal.migration))
+    await call(HandoverActivities.remove_markers, wanted, summary="remove notes from the shared storage")
+
+
+def handover_input(course: Course) -> HandoverInput:
+    """Both clouds, the VM and its disks: what every act of a handover is told."""
+    journal, plan = course.journal, course.plan
+    return HandoverInput(
+        source=plan.source,
+        target=plan.target,
+        spec=journal.vm,
+        pools={
+            image.pool: plan.pool_for(image.pool) or ""
+            for disk in journal.stored
+            for image in disk.images
+            if image.pool is not None
+        },
+        migration=journal.migration,
+        turn=journal.turn,
+        disks=journal.stored,
+    )
+
+
+async def _reclaim_source(course: Course, step: UndoStep) -> None:
+    """The very same volumes go back, with all that was written to them meanwhile."""
+    del step
+    journal = course.journal
+    result = await call(HandoverActivities.reclaim, handover_input(course), summary="give the source its disks back")
+    journal.lost_to_another = not result.ours
+    journal.note(course.plan.source, "release", journal.vm.name, Fate.GONE)
+
+
+async def _abandon_disks(course: Course, step: UndoStep) -> None:
+    del step
+    await call(HandoverActivities.abandon, handover_input(course), summary="let go of the disks at the target")

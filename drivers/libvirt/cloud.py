@@ -8,6 +8,7 @@ from drivers.libvirt.compute import LibvirtCompute
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.facts import capabilities, source_facts, target_facts
 from drivers.libvirt.guest import LibvirtGuest
+from drivers.libvirt.handover import LibvirtHandover
 from drivers.libvirt.mover import Mover
 from drivers.libvirt.network import LibvirtNetworks
 from drivers.libvirt.points import LibvirtPoints
@@ -19,6 +20,7 @@ from drivers.libvirt.volumes import LibvirtVolumes
 from whimbrel.model.endpoint import LibvirtVolumeEndpoint
 from whimbrel.model.facts import SourceFacts, TargetFacts
 from whimbrel.model.vm import Capabilities
+from whimbrel.ports.handover import HandoverPort
 
 DEFAULT_RUNTIME_DIR = "/run/whimbrel"
 
@@ -70,6 +72,7 @@ class LibvirtCloud:
         self.compute = LibvirtCompute(self._connection, console_dir=console_dir)
         self.volumes = LibvirtVolumes(self._connection, mover, reach)
         self.points = LibvirtPoints(name, self._connection, mover, reach, scratch_dir=scratch_dir)
+        self.handover: HandoverPort | None = LibvirtHandover(self._connection, mover, reach)
         self.networks = LibvirtNetworks(self._connection)
         self.guest = LibvirtGuest(self._connection)
         self.serving = LibvirtServing(self._connection, mover, reach)

@@ -54,6 +54,7 @@ def capabilities(connection: Connection, reach: Reach) -> Capabilities:
             start_paused=True,
             serve_disks=True,
             shadows=True,
+            handover=qemu,
             guest_agent=True,
             console=True,
             disk_formats=("qcow2", "raw"),

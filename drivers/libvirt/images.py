@@ -31,6 +31,9 @@ class ImageFacts:
     backing: str | None
     backing_format: str | None
     encrypted: bool = False
+    physical_bytes: int = 0
+    changed_at: str = ""
+    """Times of the last write and the last change of the inode, as libvirt writes them; "" where it knows none."""
 
 
 def disk_format(name: str, compat: str | None) -> DiskFormat:
@@ -62,6 +65,8 @@ def volume_facts(volume: Any) -> ImageFacts:
         backing=xml.findtext("backingStore/path") or None,
         backing_format=backing_format.get("type") if backing_format is not None else None,
         encrypted=xml.find("target/encryption") is not None,
+        physical_bytes=domain_xml.size_bytes(xml.find("physical")),
+        changed_at="/".join(xml.findtext(f"target/timestamps/{time}") or "" for time in ("mtime", "ctime")),
     )
 
 

@@ -19,10 +19,10 @@ import libvirt
 from drivers.libvirt import domain_xml, qmp, tag
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.errors import translate
-from drivers.libvirt.exclusion import alone
 from drivers.libvirt.reach import Address, Reach
 from drivers.libvirt.session_xml import Cache, SessionDisk, alias, session_xml
 from whimbrel.errors import Conflict, NotReady, Unavailable
+from whimbrel.exclusion import alone
 
 MAX_CONNECTIONS = 64
 STOP_TIMEOUT_S = 60.0

@@ -10,13 +10,13 @@ import libvirt
 
 from drivers.libvirt import checkpoints, domain_xml, domains, images, overlays, qmp, served_xml, tracking
 from drivers.libvirt.connection import Connection
-from drivers.libvirt.exclusion import alone
 from drivers.libvirt.mover import Mover
 from drivers.libvirt.points_cold import ColdPoints, session_disk
 from drivers.libvirt.points_live import LivePoints, current_job
 from drivers.libvirt.points_stream import StreamPoints, only_streams
 from drivers.libvirt.reach import Reach
 from whimbrel.errors import Conflict, Unsupported
+from whimbrel.exclusion import alone
 from whimbrel.model import naming
 from whimbrel.model.point import OpenPoint
 

@@ -8,12 +8,12 @@ import libvirt
 
 from drivers.libvirt import domain_xml, domains, served_xml, tag
 from drivers.libvirt.connection import Connection
-from drivers.libvirt.exclusion import alone
 from drivers.libvirt.mover import Mover
 from drivers.libvirt.overlays import Merger
 from drivers.libvirt.reach import Reach
 from drivers.libvirt.switching import Switch
 from whimbrel.errors import Conflict, NotFound, Unsupported
+from whimbrel.exclusion import alone
 from whimbrel.model.vm import TargetDisk, VolumeRef
 
 

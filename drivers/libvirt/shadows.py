@@ -12,7 +12,6 @@ from typing import Any
 
 from drivers.libvirt import domain_xml, domains, images, overlays
 from drivers.libvirt.connection import Connection
-from drivers.libvirt.exclusion import alone
 from drivers.libvirt.mover import Mover
 from drivers.libvirt.overlays import Merger
 from drivers.libvirt.points_cold import session_disk
@@ -20,6 +19,7 @@ from drivers.libvirt.points_stream import only_streams
 from drivers.libvirt.reach import Reach
 from drivers.libvirt.session_xml import Base, SessionDisk
 from whimbrel.errors import Conflict, NotFound, Unsupported
+from whimbrel.exclusion import alone
 from whimbrel.model import naming
 from whimbrel.model.point import DiskPoint, WriterSession
 from whimbrel.model.vm import DiskSpec, VmSpec

@@ -9,6 +9,11 @@ NAMESPACE = "https://whimbrel.dev/libvirt/1"
 PREFIX = "whimbrel"
 ET.register_namespace(PREFIX, NAMESPACE)
 
+HELD_NAMESPACE = "https://whimbrel.dev/libvirt/held/1"
+HELD = f"{{{HELD_NAMESPACE}}}disks"
+"""See ``drivers.libvirt.held``: the disks that were taken from a VM."""
+ET.register_namespace("whimbrel-held", HELD_NAMESPACE)
+
 Role = Literal["vm", "session"]
 ELEMENT = f"{{{NAMESPACE}}}owner"
 POINT_NAMESPACE = "https://whimbrel.dev/libvirt/point/1"
@@ -54,7 +59,7 @@ def strip(domain: ET.Element) -> None:
     metadata = domain.find("metadata")
     if metadata is None:
         return
-    for old in (*metadata.findall(ELEMENT), *metadata.findall(POINT)):
+    for old in (*metadata.findall(ELEMENT), *metadata.findall(POINT), *metadata.findall(HELD)):
         metadata.remove(old)
     if len(metadata) == 0:
         domain.remove(metadata)

@@ -6,6 +6,7 @@ from drivers.memory.calls import CallLog, port_call
 from drivers.memory.compute import MemoryCompute
 from drivers.memory.facts import source_facts, target_facts
 from drivers.memory.guest import MemoryGuest
+from drivers.memory.handover import MemoryHandover
 from drivers.memory.networks import MemoryNetworks
 from drivers.memory.points import MemoryPoints
 from drivers.memory.serving import MemoryServing
@@ -16,6 +17,7 @@ from whimbrel.model.facts import SourceFacts, TargetFacts
 from whimbrel.model.vm import Capabilities
 from whimbrel.ports.compute import ComputePort
 from whimbrel.ports.guest import GuestPort
+from whimbrel.ports.handover import HandoverPort
 from whimbrel.ports.network import NetworkPort
 from whimbrel.ports.point_in_time import PointInTimePort
 from whimbrel.ports.serving import ServingPort
@@ -39,6 +41,7 @@ class MemoryCloud:
         self.guest: GuestPort = MemoryGuest(state)
         self.serving: ServingPort = MemoryServing(state)
         self.shadows: ShadowPort = MemoryShadows(state)
+        self.handover: HandoverPort | None = MemoryHandover(state)
 
     @property
     def log(self) -> CallLog:

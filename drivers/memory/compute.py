@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from drivers.memory.calls import CallLog, port_call
-from drivers.memory.state import CloudState, StopPlan, Vm
+from drivers.memory.state import CloudState, StopPlan, Vm, VolumeId
 from whimbrel.dataplane.devices import open_device
 from whimbrel.errors import Conflict, NotFound, Unsupported
 from whimbrel.model.vm import DiskSpec, Power, TargetVm, VmSpec
@@ -56,6 +56,7 @@ class MemoryCompute:
             self._connect_served(vm)
             vm.power = Power.PAUSED if paused else Power.RUNNING
             vm.stop_due = None
+            self._state.note_openers(vm)
         if not paused:
             self._run_guest(vm)
 
@@ -137,15 +138,17 @@ class MemoryCompute:
             )
 
     def _refuse_if_held(self, vm: Vm) -> None:
+        if vm.held is not None:
+            raise Conflict(f"VM {vm.spec.name} cannot start: migration {vm.held.migration} has taken its disks")
         writer = self._state.writer_on(set(vm.volumes.values()))
         if writer is not None:
             raise Conflict(f"VM {vm.spec.name} cannot start: writer session {writer} holds a disk of it", writer=writer)
         if vm.point is not None:
             raise Conflict(f"VM {vm.spec.name} cannot start: point {vm.point.key} reads its disks", point=vm.point.key)
         for volume in vm.volumes.values():
-            user = self._state.user_of(volume, running=True)
-            if user is not None:
-                raise Conflict(f"VM {vm.spec.name} cannot start: VM {user.spec.name} runs on {volume[1]}")
+            users = self._state.openers(volume) if self._state.image_locks else []
+            if users:
+                raise Conflict(f"VM {vm.spec.name} cannot start: VM {users[0].spec.name} runs on {volume[1]}")
 
     @staticmethod
     def _connect_served(vm: Vm) -> None:
@@ -210,7 +213,7 @@ def read_vm(state: CloudState, vm: Vm) -> VmSpec:
     return vm.spec.model_copy(
         update={
             "power": vm.power,
-            "disks": tuple(_read_disk(state, vm, disk) for disk in vm.spec.disks),
+            "disks": tuple(read_disk(state, vm.volumes[disk.key], disk) for disk in vm.spec.disks),
             "definition": definition,
             "definition_kind": "memory",
             "definition_digest": hashlib.sha256(definition.encode()).hexdigest(),
@@ -240,8 +243,9 @@ def persistent_definition(vm: Vm) -> str:
     )
 
 
-def _read_disk(state: CloudState, vm: Vm, spec: DiskSpec) -> DiskSpec:
-    volume = state.volumes[vm.volumes[spec.key]]
+def read_disk(state: CloudState, key: VolumeId, spec: DiskSpec) -> DiskSpec:
+    """A disk as the ports show it on the volume of this key."""
+    volume = state.volumes[key]
     return spec.model_copy(
         update={
             "size_bytes": volume.disk.size_bytes,

@@ -37,6 +37,28 @@ class Scenario:
         with self._state.lock:
             self._state.pools[name] = Pool(name, capacity_bytes, active)
 
+    def share_pool(self, name: str, other: str, capacity_bytes: int = 1 << 30) -> None:
+        """Put one storage behind a pool of this name on this cloud and another: volumes of one are those of both.
+
+        To be called before either cloud is used: they get one lock.
+        """
+        there = cloud_state(other)
+        there.lock = self._state.lock
+        with self._state.lock:
+            for state, peer in ((self._state, there), (there, self._state)):
+                state.pools[name] = Pool(name, capacity_bytes)
+                state.sharers.setdefault(name, []).append(peer)
+
+    def without_image_locks(self) -> None:
+        """A storage that cannot lock: two VMs may open one volume, and only good order keeps them from it."""
+        with self._state.lock:
+            self._state.image_locks = False
+
+    @property
+    def double_opens(self) -> list[str]:
+        """Every time that a volume was open in two VMs at once."""
+        return list(self._state.double_opens)
+
     def add_network(self, network: NetworkFacts) -> None:
         """Add or replace a network."""
         with self._state.lock:
@@ -242,6 +264,7 @@ class Scenario:
             found = self._state.find(vm)
             if power in {Power.RUNNING, Power.PAUSED}:
                 found.power = power
+                self._state.note_openers(found)
             else:
                 self._state.switch_off(found, power)
 
@@ -364,6 +387,8 @@ class Scenario:
             ]
             found += [f"port {port}" for port, (_, _, owner) in state.ports.items() if owner == migration]
             found += [f"writer {key}" for key, writer in state.writers.items() if writer.migration == migration]
+            held = [vm for vm in state.vms.values() if vm.held is not None and vm.held.migration == migration]
+            found += [f"release {vm.spec.name}" for vm in held]
             for vm in state.vms.values():
                 tokens = {token for key in vm.volumes for token in state.disk_of(vm, key).tokens()} | vm.tokens
                 found += [f"token {token}" for token in tokens if owns_point(token, migration)]

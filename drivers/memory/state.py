@@ -18,7 +18,7 @@ from whimbrel.errors import Conflict, NotFound
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.facts import NetworkFacts
 from whimbrel.model.point import OpenPoint, WriterSession
-from whimbrel.model.vm import Capabilities, DiskFormat, Power, VmSpec
+from whimbrel.model.vm import Capabilities, DiskFormat, DiskSpec, Power, VmSpec
 
 if TYPE_CHECKING:
     from drivers.memory.shadows import Overlay
@@ -35,6 +35,7 @@ CAPABILITIES = Capabilities(
     start_paused=True,
     serve_disks=True,
     shadows=True,
+    handover=True,
     guest_agent=True,
     console=True,
     disk_formats=("raw", "qcow2"),
@@ -89,6 +90,16 @@ class Guest:
 
 
 @dataclass
+class Held:
+    """What a released VM had: its disks and volumes, and who has released them, in which turn."""
+
+    migration: str
+    turn: int
+    disks: tuple[DiskSpec, ...]
+    volumes: dict[str, VolumeId]
+
+
+@dataclass
 class Vm:
     """A defined VM: its neutral traits, its volumes by disk key, and what becomes of it."""
 
@@ -108,6 +119,8 @@ class Vm:
     point_migration: str = ""
     served: dict[str, NbdEndpoint] = field(default_factory=dict)
     """Disk key -> export that the VM runs on in place of the volume."""
+    held: Held | None = None
+    """Set while the disks are released: the VM has none then."""
 
     @property
     def on(self) -> bool:
@@ -166,6 +179,12 @@ class CloudState:
         """VM name -> plan of a VM that is not defined yet."""
         self.write_budgets: dict[str, Budget] = {}
         """Volume name -> bytes that may be written before writes fail."""
+        self.sharers: dict[str, list[CloudState]] = {}
+        """Pool -> the other clouds that have the same storage behind a pool of this name."""
+        self.image_locks = True
+        """Whether a VM is kept from opening a volume that a VM of any cloud has open, as QEMU's locks do."""
+        self.double_opens: list[str] = []
+        """Every time that a volume was open in two VMs at once: must stay empty."""
         self.source_patch: dict[str, dict[str, Any]] = {}
         self.target_patch: dict[str, Any] = {}
 
@@ -249,12 +268,15 @@ class CloudState:
     ) -> Volume:
         """Put a zeroed volume into a pool, without looking at the room there."""
         volume = Volume(pool, name, Disk(size_bytes, disk_format), migration)
-        self.volumes[volume.key] = volume
+        for cloud in (self, *self.sharers.get(pool, ())):
+            cloud.volumes[volume.key] = volume
         return volume
 
     def remove_volume(self, volume: VolumeId) -> None:
-        """Take a volume and its file away."""
-        file = self.volumes.pop(volume).file
+        """Take a volume and its file away, for every cloud that sees its storage."""
+        file = self.volumes[volume].file
+        for cloud in (self, *self.sharers.get(volume[0], ())):
+            del cloud.volumes[volume]
         if file is not None:
             file.unlink(missing_ok=True)
 
@@ -265,6 +287,24 @@ class CloudState:
         path = Path(self._files.name) / f"{self.next_serial()}.raw"
         path.touch()
         return path
+
+    def openers(self, volume: VolumeId) -> list[Vm]:
+        """The VMs, on any cloud that sees the storage, that have the volume open now."""
+        clouds = (self, *self.sharers.get(volume[0], ()))
+        found = []
+        for cloud in clouds:
+            for vm in cloud.vms.values():
+                cloud.settle(vm)
+                if vm.on and volume in vm.volumes.values() and cloud.volumes[volume] is self.volumes[volume]:
+                    found.append(vm)
+        return found
+
+    def note_openers(self, vm: Vm) -> None:
+        """Write down whatever is open twice, now that ``vm`` was switched on."""
+        for volume in vm.volumes.values():
+            names = [other.spec.name for other in self.openers(volume)]
+            if len(names) > 1:
+                self.double_opens.append(f"{volume[1]} is open in {' and '.join(names)}")
 
     def location(self, volume: VolumeId) -> str:
         """The id that ``DiskSpec.location`` and ``VolumeRef.location`` show."""

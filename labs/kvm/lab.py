@@ -51,7 +51,7 @@ class KvmLab:
     # --- the whole lab ---------------------------------------------------------------------------------------------
 
     def up(self, clouds: Sequence[str] = DEFAULT_CLOUDS) -> None:
-        """Bring the named clouds up: daemon, pools "default" and "small", network "lab", certificates.
+        """Bring the named clouds up: daemon, pools "default", "small" and "shared", network "lab", certificates.
 
         Raises LabError when not root, or when a daemon does not become healthy (the message names its log).
         """
@@ -63,6 +63,7 @@ class KvmLab:
         with self._locked():
             tls.ensure_certificates(self.layout.tls)
             (self.layout.runtime / "g").mkdir(exist_ok=True)
+            self.layout.shared.mkdir(exist_ok=True)
             (self.layout.runtime / "root").write_text(str(self.layout.root))
             for one in layouts:
                 daemon.write_config(one, self.layout.tls)
@@ -73,6 +74,7 @@ class KvmLab:
     def _furnish(self, one: CloudLayout) -> None:
         with self._connection(one) as connection:
             storage.ensure_pool(connection, "default", one.pool)
+            storage.ensure_pool(connection, "shared", self.layout.shared)
             if network.ensure_bridge(one):
                 network.ensure_network(connection, one)
 
@@ -84,7 +86,7 @@ class KvmLab:
                 storage.unmount_small(one)
                 network.remove_bridge(one)
             if not keep_data:
-                for part in ("clouds", "tls", "guests"):
+                for part in ("clouds", "shared", "tls", "guests"):
                     shutil.rmtree(self.layout.root / part, ignore_errors=True)
                 with contextlib.suppress(OSError):
                     self.layout.root.rmdir()
@@ -130,7 +132,9 @@ class KvmLab:
         return daemon.connect(self.cloud(name))
 
     def pool_path(self, name: str, pool: str = "default") -> Path:
-        """Return the directory of the pool "default" or "small" of cloud ``name``."""
+        """Return the directory of the pool "default", "small" or "shared" of cloud ``name``."""
+        if pool == "shared":
+            return self.layout.shared
         return self.cloud(name).small if pool == "small" else self.cloud(name).pool
 
     def scratch_dir(self, name: str) -> Path:
@@ -184,10 +188,10 @@ class KvmLab:
         """Return the handle of guest ``name``, wherever it is defined."""
         return LabGuest(self.layout, name)
 
-    def create_guest(self, spec: GuestSpec, cloud: str = "a") -> LabGuest:
-        """Create the guest's disks in the pool "default" of ``cloud`` and define it there; not started."""
+    def create_guest(self, spec: GuestSpec, cloud: str = "a", *, pool: str = "default") -> LabGuest:
+        """Create the guest's disks in a pool of ``cloud`` and define it there; not started."""
         guest = self.guest(spec.name)
-        guest.create(spec, cloud)
+        guest.create(spec, cloud, pool=pool)
         return guest
 
     # --- inner -----------------------------------------------------------------------------------------------------

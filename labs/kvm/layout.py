@@ -4,6 +4,7 @@
 
     <root>/clouds/<cloud>/{etc,run,lib,cache,log}   bound over libvirt's own directories inside the cloud
     <root>/clouds/<cloud>/{pool,small}              storage pools "default" and "small"
+    <root>/shared                                   storage pool "shared" of every cloud: one storage of all
     <root>/tls/{server,client,libvirt}              certificates of the lab's own authority
     <root>/guests/<guest>/console.log               serial console, appended to by every boot on every cloud
     /run/whimbrel-lab/<hash of root>/...            sockets: a unix socket path must stay under 108 characters
@@ -131,6 +132,11 @@ class LabLayout:
     def tls(self) -> Path:
         """Directory of certificates."""
         return self.root / "tls"
+
+    @property
+    def shared(self) -> Path:
+        """Directory of the pool "shared", which every cloud of the lab has: one storage of all."""
+        return self.root / "shared"
 
     @property
     def lock(self) -> Path:

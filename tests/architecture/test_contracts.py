@@ -18,6 +18,7 @@ import whimbrel.contracts
 from whimbrel.contracts import activity_io, names, timeouts, verbs
 from whimbrel.contracts.migration import MigrationInput
 from workflows.cold import ColdMigration
+from workflows.dual_attach import DualAttachMigration
 from workflows.incremental import IncrementalMigration
 from workflows.surveys import Inventory, Precheck
 
@@ -125,13 +126,13 @@ def test_new_fields_of_the_carried_state_have_defaults() -> None:
     assert required == {"migration", "started_at", "phase", "spec"}
 
 
-@pytest.mark.parametrize("defined", [IncrementalMigration, ColdMigration, Precheck, Inventory])
+@pytest.mark.parametrize("defined", [IncrementalMigration, ColdMigration, DualAttachMigration, Precheck, Inventory])
 def test_workflow_names_are_the_contract(defined: type[Any]) -> None:
     definition = getattr(defined, "__temporal_workflow_definition")
-    assert definition.name in {names.INCREMENTAL, names.COLD, names.PRECHECK, "Inventory"}
+    assert definition.name in {names.INCREMENTAL, names.COLD, names.DUAL_ATTACH, names.PRECHECK, "Inventory"}
 
 
-@pytest.mark.parametrize("defined", [IncrementalMigration, ColdMigration])
+@pytest.mark.parametrize("defined", [IncrementalMigration, ColdMigration, DualAttachMigration])
 def test_every_verb_is_an_update_with_a_validator(defined: type[Any]) -> None:
     definition = getattr(defined, "__temporal_workflow_definition")
     assert set(definition.updates) == set(verbs.VERBS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import timedelta
 
+from tests.precheck import handover_cases
 from tests.precheck.healthy import GIB, MIB, NOW, facts
 from whimbrel.model.finding import PrecheckFacts, Severity
 from whimbrel.model.plan import (
@@ -374,4 +375,9 @@ POLICY = (
     _ok("plan.ignore-known", facts(plan__ignore=("disk.shareable",)), "1 rules"),
 )
 
-CASES: tuple[Case, ...] = (*SOURCE, *DISKS, *NETWORKS, *CAPACITY, *CONNECTIVITY, *POLICY)
+HANDOVER: tuple[Case, ...] = (
+    *(_found(rule, given, *says) for rule, given, says in handover_cases.FOUND),
+    *(_unknown(rule, given) for rule, given in handover_cases.UNKNOWN),
+)
+
+CASES: tuple[Case, ...] = (*SOURCE, *DISKS, *NETWORKS, *CAPACITY, *CONNECTIVITY, *POLICY, *HANDOVER)

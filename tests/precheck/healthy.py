@@ -24,6 +24,7 @@ def _can(version: str) -> Capabilities:
         live_points=True,
         change_tracking=True,
         start_paused=True,
+        handover=True,
         guest_agent=True,
         console=True,
         disk_formats=("raw", "qcow2"),

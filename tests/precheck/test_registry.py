@@ -11,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.precheck.handover_cases import shared
 from tests.precheck.healthy import facts, healthy
-from whimbrel.model.facts import DiskFacts, NetworkFacts, PathFacts, PoolFacts, SourceFacts, TargetFacts
+from whimbrel.model.facts import DiskFacts, HandoverFacts, NetworkFacts, PathFacts, PoolFacts, SourceFacts, TargetFacts
 from whimbrel.model.finding import PrecheckFacts, Severity
 from whimbrel.model.plan import VmPlan, Window
 from whimbrel.model.vm import Capabilities, DiskSpec, NicSpec, Power, VmSpec
-from whimbrel.precheck import capacity, connectivity, disks, networks, policy, registry, source
+from whimbrel.precheck import capacity, connectivity, disks, handover, networks, policy, registry, source
 from whimbrel.precheck.registry import RULES, run_rules
 from whimbrel.precheck.rule import Answer, Rule
 
@@ -39,7 +40,7 @@ def test_every_rule_is_explained() -> None:
         assert rule.stages
 
 
-@pytest.mark.parametrize("module", [capacity, connectivity, disks, networks, policy, registry, source])
+@pytest.mark.parametrize("module", [capacity, connectivity, disks, handover, networks, policy, registry, source])
 def test_no_rule_is_forgotten(module: Any) -> None:
     """Each rule that a module defines is in the list."""
     defined = {value.id for value in vars(module).values() if isinstance(value, Rule)}
@@ -68,6 +69,18 @@ def test_worst_comes_first() -> None:
         ("found", "info"),
     ]
     assert findings[-1].outcome == "ok"
+
+
+def test_what_is_not_copied_is_not_judged_by_the_copy() -> None:
+    """Mode dual-attach needs no room at the target, no format it makes, and no measured path."""
+    there = shared(
+        target__pools__0__free_bytes=0, target__capabilities__disk_formats=(), path=PathFacts(tools={"x": "1"})
+    )
+    findings = {finding.rule: finding for finding in run_rules(there)}
+    assert [rule for rule, finding in findings.items() if finding.blocks] == []
+    assert findings["storage.free-space"].outcome == "ok"
+    assert {rule.id for rule in RULES} >= handover.ABOUT_COPIES
+    assert findings["forecast.outage"].outcome == "ok"
 
 
 def test_ignored_block_is_accepted_and_blocks_no_more() -> None:
@@ -235,7 +248,7 @@ _PLAN = st.builds(
     vm=_NAME,
     source=_NAME,
     target=_NAME,
-    mode=st.sampled_from(["incremental", "cold"]),
+    mode=st.sampled_from(["incremental", "cold", "dual-attach"]),
     target_name=st.none() | _NAME,
     networks=_MAP,
     storage=_MAP,
@@ -255,6 +268,16 @@ _PLAN = st.builds(
         source=_SOURCE,
         target=_TARGET,
         path=_PATH,
+        handover=_any(
+            HandoverFacts,
+            why_not=_TEXT,
+            taken=_TEXT,
+            apart=_NAMES,
+            outside=_NAMES,
+            unlike=_NAMES,
+            openers=_NAMES,
+            users=_NAMES,
+        ),
         stage=st.sampled_from(["plan", "start", "cutover"]),
     )
 )

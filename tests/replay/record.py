@@ -1,4 +1,4 @@
-"""Records the histories that ``test_replay`` replays: ``python -m tests.replay.record``.
+"""Records the histories that ``test_replay`` replays: ``python -m tests.replay.record [STORY...]``.
 
 Run it after a deliberate change of the workflows, and say in the commit why running migrations survive the change (or
 that they must end first).
@@ -10,6 +10,7 @@ import asyncio
 import gzip
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import activities.probe
 from tests.workflows.bench import MIB, Migrated, Orchestrator, control_worker
+from tests.workflows.sharing import share, shared_plan
 from whimbrel.contracts import verbs
 from whimbrel.errors import BaseLost, Conflict
 from whimbrel.model.progress import Phase
@@ -88,8 +90,28 @@ async def continued(bench: Orchestrator) -> Migrated:
     return migrated
 
 
+async def dual_attach(bench: Orchestrator) -> Migrated:
+    """A handover that is taken back once, then confirmed."""
+    bench.fail("handover.adopt", lambda: Conflict("a backup has a disk open"))
+    migrated = await bench.start(shared_plan(bench, "shared01", confirm={"then": "wait"}))
+    await migrated.held()
+    await migrated.say(verbs.RESUME)
+    await migrated.phase(Phase.CONFIRM)
+    await migrated.say(verbs.CONFIRM)
+    return migrated
+
+
+async def dual_attach_back(bench: Orchestrator) -> Migrated:
+    """Rolled back from the confirm gate."""
+    migrated = await bench.start(shared_plan(bench, "shared01", confirm={"then": "wait"}))
+    await migrated.phase(Phase.CONFIRM)
+    await migrated.say(verbs.ROLLBACK)
+    return migrated
+
+
 STORIES: dict[str, Story] = {
-    story.__name__: story for story in (incremental, cold, rollback, retreat, cancelled, continued)
+    story.__name__: story
+    for story in (incremental, cold, rollback, retreat, cancelled, continued, dual_attach, dual_attach_back)
 }
 
 
@@ -115,6 +137,7 @@ async def record(name: str, story: Story, directory: Path) -> None:
         bench = Orchestrator(client, directory / name / "state")
         bench.source.add_vm("app01", disks=((MIB, "qcow2"), (MIB, "raw")))
         bench.source.write_disk("app01", "vda", 0, os.urandom(65536))
+        share(bench, "shared01")
         async with control_worker(client), bench.data_worker():
             migrated = await story(bench)
             await migrated.report()
@@ -130,11 +153,13 @@ async def record(name: str, story: Story, directory: Path) -> None:
 
 
 async def main() -> int:
-    """Record all stories."""
+    """Record all stories, or those that the command line names."""
     activities.probe.DIRTY_WATCH_S = 0.05
     HISTORIES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as directory:
         for name, story in STORIES.items():
+            if len(sys.argv) > 1 and name not in sys.argv[1:]:
+                continue
             await record(name, story, Path(directory))
     return 0
 

@@ -23,6 +23,10 @@ UndoKind = Literal[
     "settle-shadow",
     "stop-stream",
     "remove-target-vm",
+    "remove-markers",
+    "reclaim-source",
+    "abandon-disks",
+    "stop-target",
 ]
 
 

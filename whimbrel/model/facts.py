@@ -125,6 +125,28 @@ class TargetFacts(Frozen):
     """Credentials allow making VMs and volumes (a read-only connection does not)."""
 
 
+class HandoverFacts(Frozen):
+    """Whether both clouds see the same disks on one storage: mode dual-attach."""
+
+    looked: bool = False
+    """Both sides were asked; without it nothing below is known."""
+    marked: bool = False
+    """Notes were written to the storage by one side and looked for by the other."""
+    why_not: str = ""
+    apart: tuple[str, ...] = ()
+    """Pairs of pools of which one side does not see what the other has written."""
+    outside: tuple[str, ...] = ()
+    """Images, of chains too, that lie in no pool that the plan maps."""
+    unlike: tuple[str, ...] = ()
+    """Disks that the target does not see as the source does, and why."""
+    openers: tuple[str, ...] = ()
+    """Who has an image open besides the VM itself."""
+    users: tuple[str, ...] = ()
+    """VMs at the target that have an image in their definition."""
+    taken: str = ""
+    """Migration that has taken the VM's disks already."""
+
+
 class PathFacts(Frozen):
     """The way the bytes will take, tried with real bytes."""
 

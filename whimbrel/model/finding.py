@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Literal
 
 from whimbrel.model.endpoint import Frozen
-from whimbrel.model.facts import PathFacts, SourceFacts, TargetFacts
+from whimbrel.model.facts import HandoverFacts, PathFacts, SourceFacts, TargetFacts
 from whimbrel.model.plan import VmPlan
 
 
@@ -48,6 +48,8 @@ class PrecheckFacts(Frozen):
     source: SourceFacts
     target: TargetFacts
     path: PathFacts
+    handover: HandoverFacts = HandoverFacts()
+    """Gathered for mode dual-attach only."""
     stage: Literal["plan", "start", "cutover"] = "start"
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from whimbrel.model.endpoint import Frozen
 
-ObjectKind = Literal["volume", "vm", "checkpoint", "point", "writer", "port", "manifest", "stream", "shadow"]
+ObjectKind = Literal["volume", "vm", "checkpoint", "point", "writer", "port", "manifest", "stream", "shadow", "release"]
 
 
 class Fate(StrEnum):

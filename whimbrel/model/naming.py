@@ -46,3 +46,8 @@ def reader_key(migration: str) -> str:
 def shadow_key(migration: str) -> str:
     """Key of the session that keeps the target's writes at the source."""
     return f"{PREFIX}-{migration}-shadow"
+
+
+def marker_name(migration: str) -> str:
+    """Name of the note by which two clouds find that they see one storage; ends like a volume of the migration."""
+    return f"{PREFIX}-marker-{migration}"

@@ -63,7 +63,8 @@ class VerifyRecord(Frozen):
     """Result of the final comparison of one disk."""
 
     disk: str
-    mode: Literal["full", "sampled"]
+    mode: Literal["full", "sampled", "same-volume"]
+    """``same-volume``: nothing was copied, so nothing is compared; ``digest`` is what identifies the volume."""
     compared_bytes: int
     skipped_zero_bytes: int
     mismatches: int

@@ -8,6 +8,7 @@ from whimbrel.model.facts import SourceFacts, TargetFacts
 from whimbrel.model.vm import Capabilities
 from whimbrel.ports.compute import ComputePort
 from whimbrel.ports.guest import GuestPort
+from whimbrel.ports.handover import HandoverPort
 from whimbrel.ports.network import NetworkPort
 from whimbrel.ports.point_in_time import PointInTimePort
 from whimbrel.ports.serving import ServingPort
@@ -46,6 +47,11 @@ class Cloud(Protocol):
     @property
     def guest(self) -> GuestPort:
         """Its running guests."""
+        ...
+
+    @property
+    def handover(self) -> HandoverPort | None:
+        """Its part in handing disks over; None where ``capabilities().handover`` is False for good."""
         ...
 
     @property

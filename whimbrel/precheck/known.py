@@ -11,6 +11,9 @@ from whimbrel.model.forecast import ROUND_OVERHEAD_S, Forecast, forecast
 from whimbrel.model.vm import Capabilities, DiskSpec, NicSpec, VmSpec
 from whimbrel.precheck.rule import FactMissing
 
+HANDOVER_S = 2.0
+"""Releasing and adopting disks takes no longer, whatever their size."""
+
 
 def the_vm(facts: PrecheckFacts) -> VmSpec:
     """The VM to be moved. Raises FactMissing."""
@@ -126,11 +129,22 @@ def outage(facts: PrecheckFacts) -> Forecast:
 
     Incremental: the forecast of the rounds with the measured rates as hints; disks without tracking add the time to
     read and hash them once more while the guest is stopped. Cold: everything is copied while the guest is stopped.
+    Dual-attach: stop and boot, and two seconds for the handover.
     """
-    vm, link = the_vm(facts), link_bytes_per_s(facts)
-    total = data_bytes(vm)
     moment = facts.path.measured_at or facts.target.clock or facts.source.clock or datetime.fromtimestamp(0, UTC)
     rounds = facts.plan.rounds
+    if facts.plan.mode == "dual-attach":
+        return Forecast(
+            made_at=moment,
+            stop_s=rounds.expected_stop_s,
+            delta_bytes=0.0,
+            delta_s=HANDOVER_S,
+            boot_s=rounds.expected_boot_s,
+            outage_s=rounds.expected_stop_s + HANDOVER_S + rounds.expected_boot_s,
+            converges=None,
+        )
+    vm, link = the_vm(facts), link_bytes_per_s(facts)
+    total = data_bytes(vm)
     if facts.plan.mode == "cold":
         delta_s = total / link + ROUND_OVERHEAD_S
         return Forecast(

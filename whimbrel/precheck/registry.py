@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from whimbrel.model.finding import Finding, PrecheckFacts, Severity
-from whimbrel.precheck import capacity, connectivity, disks, networks, policy, source
+from whimbrel.precheck import capacity, connectivity, disks, handover, networks, policy, source
 from whimbrel.precheck.known import listed
 from whimbrel.precheck.rule import Answer, Rule, found, ok, rule
 
@@ -31,6 +31,7 @@ RULES: tuple[Rule, ...] = (
     *networks.RULES,
     *capacity.RULES,
     *policy.RULES,
+    *handover.RULES,
     ignore_known,
 )
 
@@ -51,8 +52,15 @@ def run_rules(facts: PrecheckFacts) -> tuple[Finding, ...]:
 
     A blocking finding whose rule the plan's ``ignore`` lists becomes ``accepted``.
     """
-    findings = [_accepted(one(facts), facts.plan.ignore) for one in RULES if facts.stage in one.stages]
+    findings = [_accepted(_judged(one, facts), facts.plan.ignore) for one in RULES if facts.stage in one.stages]
     return tuple(sorted(findings, key=lambda finding: _ORDER.get((finding.outcome, finding.severity), 9)))
+
+
+def _judged(one: Rule, facts: PrecheckFacts) -> Finding:
+    """The rule's finding; a rule about copies has nothing to say where nothing is copied."""
+    if facts.plan.mode == "dual-attach" and one.id in handover.ABOUT_COPIES:
+        return Finding(rule=one.id, severity=one.severity, outcome="ok", found="mode dual-attach copies nothing")
+    return one(facts)
 
 
 def _accepted(finding: Finding, ignore: tuple[str, ...]) -> Finding:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from drivers.libvirt.exclusion import alone, lock_path
 from whimbrel.errors import NotReady
+from whimbrel.exclusion import alone, lock_path
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 HOLD = """
 import sys, time
-from drivers.libvirt.exclusion import alone
+from whimbrel.exclusion import alone
 with alone("test", sys.argv[1]):
     print("held", flush=True)
     time.sleep(600)
