@@ -119,7 +119,7 @@ class ComputeActivities:
         """Give the source back: its disks released, powered as before, definition compared with the one before."""
         cloud = self._clouds.get(wanted.cloud)
         ref = wanted.spec.ref
-        for key in cloud.points.owned(ref, wanted.migration):
+        for key in cloud.points.owned(ref, wanted.migration) if wanted.points else ():
             cloud.points.close(ref, key, migration=wanted.migration)
         cloud.compute.set_autostart(ref, enabled=wanted.spec.autostart)
         if wanted.spec.power is Power.RUNNING:

@@ -37,7 +37,8 @@ class LedgerActivities:
             found |= {(name, "vm", vm) for vm in cloud.compute.owned(wanted.migration)}
             if cloud.handover is not None:
                 found |= {(name, "release", vm) for vm in cloud.handover.released(wanted.migration)}
-            found |= {(name, "point", point) for point in _points(cloud, ref, wanted.migration)}
+            if wanted.points:
+                found |= {(name, "point", point) for point in _points(cloud, ref, wanted.migration)}
         now = datetime.now(UTC)
         entries: list[LedgerEntry] = []
         meant_to_stay: set[tuple[str, str, str]] = set()

@@ -70,16 +70,19 @@ def handover_facts(
                     raise
                 unlike.append(f"{disk.spec.key}: {error.message}")
         clear = seen if not apart and not unlike else []
-        openers = [*here.openers(disks, {}, migration=migration), *there.openers(clear, pools, migration=migration)]
+        off = vm.power is Power.OFF
+        openers = {
+            *here.openers(disks, {}, migration=migration, locks=off),
+            *there.openers(clear, pools, migration=migration, locks=off),
+        }
         held = here.held(vm.ref)
-        own = {f"VM {vm.name}"} if vm.power is not Power.OFF else set()
         return HandoverFacts(
             looked=True,
             marked=probe,
             apart=tuple(apart),
             outside=tuple(outside),
             unlike=tuple(unlike),
-            openers=tuple(sorted(set(openers) - own)),
+            openers=tuple(sorted(openers - ({f"VM {vm.name}"} if not off else set()))),
             users=tuple(there.users(clear, pools)),
             taken=held.migration if held is not None else "",
         )

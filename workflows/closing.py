@@ -181,6 +181,7 @@ async def read_back(course: Course) -> tuple[str, ...]:
         target=plan.target,
         source_ref=journal.vm.ref,
         target_ref=journal.target_ref,
+        points=course.takes_points,
     )
     result = await call(LedgerActivities.read_back, wanted, summary="look for leftovers on both clouds")
     for entry in result.entries:

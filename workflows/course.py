@@ -44,6 +44,11 @@ class Course:
         """Whether a rollback copies the target's writes; on one storage they are in the source's volumes already."""
         return self.plan.keep_writes and self.plan.mode != "dual-attach"
 
+    @property
+    def takes_points(self) -> bool:
+        """Whether the mode opens points in time, of which something could be left."""
+        return self.plan.mode != "dual-attach"
+
     def situation(self) -> Situation:
         """What decides which verbs fit now."""
         closes = self.plan.window.closes_at

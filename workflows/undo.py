@@ -123,7 +123,9 @@ async def _restore_source(course: Course, step: UndoStep) -> None:
     if journal.lost_to_another:
         # Another migration has the VM's disks now: whether it runs is no business of ours any more.
         spec = spec.model_copy(update={"power": Power.OFF})
-    wanted = RestoreSourceInput(cloud=course.plan.source, spec=spec, migration=journal.migration)
+    wanted = RestoreSourceInput(
+        cloud=course.plan.source, spec=spec, migration=journal.migration, points=course.takes_points
+    )
     result = await call(ComputeActivities.restore_source, wanted, summary="give the source back as it was")
     journal.restored = result.same_definition
     journal.source_stopped = False
@@ -133,7 +135,7 @@ async def _restore_source(course: Course, step: UndoStep) -> None:
 async def _remove_target_vm(course: Course, step: UndoStep) -> None:
     journal = course.journal
     cloud = course.plan.target
-    if journal.target_ref is not None:
+    if journal.target_ref is not None and course.takes_points:
         points = ForgetPointsInput(cloud=cloud, ref=journal.target_ref, migration=journal.migration)
         await call(PointActivities.forget, points, summary="forget the target's points", timing=COMPENSATION)
     vm = VmInput(cloud=cloud, ref=step.detail, migration=journal.migration)

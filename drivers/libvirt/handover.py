@@ -143,7 +143,9 @@ class LibvirtHandover:
             ),
         )
 
-    def openers(self, disks: Sequence[StoredDisk], pools: Mapping[str, str], *, migration: str) -> Sequence[str]:
+    def openers(
+        self, disks: Sequence[StoredDisk], pools: Mapping[str, str], *, migration: str, locks: bool = True
+    ) -> Sequence[str]:
         """Domains that are on (mover sessions too); where none is, the locks on the images."""
         if not disks:
             return []
@@ -155,7 +157,7 @@ class LibvirtHandover:
                     if open_images(conn, domain, mine):
                         found.append(self._named(domain))
             tops = [chain[0] for chain in mine]
-        if found:
+        if found or not locks:
             return sorted(found)
         if self._local and all(Path(top.path).exists() for top in tops):
             locked = [top.name for top in tops if is_open_somewhere(top.path)]

@@ -64,14 +64,16 @@ class MemoryHandover:
             return [self._look(disk, pools) for disk in disks]
 
     @port_call(PORT)
-    def openers(self, disks: Sequence[StoredDisk], pools: Mapping[str, str], *, migration: str) -> Sequence[str]:
+    def openers(
+        self, disks: Sequence[StoredDisk], pools: Mapping[str, str], *, migration: str, locks: bool = True
+    ) -> Sequence[str]:
         """VMs of this cloud and writer sessions; of other clouds too where volumes are locked."""
         del migration
         with self._state.lock:
             found = []
             for volume in self._volumes(disks, pools):
                 on_here = [vm for vm in self._state.vms.values() if vm.on and volume in vm.volumes.values()]
-                seen = self._state.openers(volume) if self._state.image_locks else on_here
+                seen = self._state.openers(volume) if locks and self._state.image_locks else on_here
                 found += [f"VM {vm.spec.name}" for vm in seen]
                 writer = self._state.writer_on({volume})
                 found += [f"writer session {writer}"] if writer is not None else []

@@ -120,7 +120,8 @@ class LabGuest:
                     | libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
                 )
                 for path in paths.values():
-                    path.unlink(missing_ok=True)
+                    with contextlib.suppress(NotADirectoryError):  # a disk that was handed to another cloud
+                        path.unlink(missing_ok=True)
         shutil.rmtree(self.console_log.parent, ignore_errors=True)
 
     def disk_paths(self, cloud: str = "a") -> dict[str, Path]:

@@ -57,6 +57,7 @@ class Scene:
         data_mib: int = 24,
         dirty_kib: int = 256,
         autostart: bool = False,
+        pool: str = "default",
         **spec: Any,
     ) -> None:
         """A guest on cloud a with data on its first disk, writing records and, in this boot only, random blocks."""
@@ -66,6 +67,7 @@ class Scene:
         lab.create_guest(
             GuestSpec(name=self.guest.name, disks=disks, network=network, virt_type=virt_type(), slots=SLOTS, **spec),
             "a",
+            pool=pool,
         )
         fill(self.guest.disk_paths("a")["vda"], disks[0].format, DATA_OFFSET, data_mib * MIB)
         if autostart:

@@ -79,6 +79,8 @@ class RestoreSourceInput(Frozen):
     cloud: str
     spec: VmSpec
     migration: str
+    points: bool = True
+    """Whether points may hold its disks; looking for them on a stopped VM takes a hypervisor process."""
 
 
 class VolumesResult(Frozen):
@@ -277,6 +279,8 @@ class ReadBackInput(Frozen):
     target: str
     source_ref: str
     target_ref: str | None = None
+    points: bool = True
+    """Whether the mode makes points: looking for them on a stopped VM takes a hypervisor process."""
 
 
 class ReadBackResult(Frozen):

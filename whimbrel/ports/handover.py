@@ -44,8 +44,13 @@ class HandoverPort(Protocol):
         """The disks as this cloud sees them, nothing changed. Raises NotFound (image or chain), Conflict (unlike)."""
         ...
 
-    def openers(self, disks: Sequence[StoredDisk], pools: Mapping[str, str], *, migration: str) -> Sequence[str]:
-        """Who has an image open now, in words: VMs that are on, sessions, and whoever else holds a lock on it."""
+    def openers(
+        self, disks: Sequence[StoredDisk], pools: Mapping[str, str], *, migration: str, locks: bool = True
+    ) -> Sequence[str]:
+        """Who has an image open now, in words: VMs that are on, sessions, and whoever else holds a lock on it.
+
+        Without ``locks`` only those that this cloud knows by name: while the VM itself runs, the locks are its own.
+        """
         ...
 
     def users(self, disks: Sequence[StoredDisk], pools: Mapping[str, str]) -> Sequence[str]:

@@ -280,6 +280,7 @@ class HandoverContract:
         stored = list(source.stored(vm))
         assert list(source.openers(stored, {}, migration=migration)) == [f"VM {vm.name}"]
         assert len(target.openers(stored, self.pools(sharing), migration=migration)) == 1
+        assert list(target.openers(stored, self.pools(sharing), migration=migration, locks=False)) == []
         sharing.source.compute.force_off(vm.ref)
         assert list(source.openers(stored, {}, migration=migration)) == []
         assert list(target.openers(stored, self.pools(sharing), migration=migration)) == []
