@@ -73,10 +73,14 @@ def test_disks_change_hands(scene: Scene) -> None:
     gap = outage(parse_console(scene.guest.console_text()), boot=3)
     completed(scene, running, report, boot=3)
     watch.assert_one_writer()
-    began_at = {step.name: step.started_at for step in report.status.steps}
-    print({name: f"{(at - report.status.started_at).total_seconds():.2f}" for name, at in began_at.items()})  # noqa: T201
-    print(f"outage {gap.seconds:.1f} s (+- {gap.uncertainty_s:.1f}), stop {stop_s:.1f} s, boot {boot_s:.1f} s")  # noqa: T201
-    assert gap.seconds <= stop_s + boot_s + HANDOVER_S + gap.uncertainty_s
+    taken = report.status.outage
+    assert taken is not None
+    assert taken.stopped_at is not None
+    assert taken.started_at is not None
+    # Stop and boot are the guest's own, and vary with the load of the machine: what lies between them is ours.
+    between_s = (taken.started_at - taken.stopped_at).total_seconds()
+    print(f"outage {gap.seconds:.1f} s: stop {stop_s:.1f} s, boot {boot_s:.1f} s (alone), between {between_s:.2f} s")  # noqa: T201
+    assert between_s <= HANDOVER_S
 
 
 def test_rollback_after_the_target_has_written_keeps_all(scene: Scene) -> None:
