@@ -46,8 +46,9 @@ COPY = (
     libvirt.VIR_DOMAIN_BLOCK_COPY_SHALLOW
     | libvirt.VIR_DOMAIN_BLOCK_COPY_REUSE_EXT
     | libvirt.VIR_DOMAIN_BLOCK_COPY_TRANSIENT_JOB
-    | libvirt.VIR_DOMAIN_BLOCK_COPY_SYNCHRONOUS_WRITES
 )
+"""Never SYNCHRONOUS_WRITES: libvirt gives the copy its base only at the pivot, and QEMU would pass a guest's write of
+part of a cluster on to it as it is; the rest of that cluster would be zeros in place of the volume's bytes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from drivers.libvirt import patience
 from labs.kvm import DiskSpec, KvmLab, LabGuest
 from labs.kvm.records import read_image
 from tests.contract.blockio import read_point, write_point
@@ -24,9 +25,9 @@ from tests.contract.libvirt_harness import LibvirtHarness
 from tests.contract.suites.serving import Exports, noise, patched
 from tests.contract.suites.suite import GRAIN, ContractSuite
 from tests.drivers.libvirt.test_libvirt_faults_lab import killed_worker
-from whimbrel.errors import WhimbrelError
+from whimbrel.errors import NotReady, WhimbrelError
 from whimbrel.model.naming import point_key, volume_name
-from whimbrel.model.vm import TargetDisk, TargetVm, VolumeSpec
+from whimbrel.model.vm import Power, TargetDisk, TargetVm, VolumeSpec
 from whimbrel.stream import ask
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
@@ -79,12 +80,15 @@ def directory() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["soon", "late"])
 def test_a_guest_streams_in_and_is_switched(
     make_harness: Callable[..., LibvirtHarness],
     lab_guest: Callable[..., LabGuest],
     migration: str,
     directory: Path,
+    long: bool,
 ) -> None:
+    """The server is killed; ``long``: for so long that the VM is paused, and resumed by us."""
     source, target = make_harness("a"), make_harness("b")
     guest = lab_guest("a", disks=(DiskSpec(size_bytes=SIZE),), rate=20)
     guest.start("a")
@@ -127,8 +131,20 @@ def test_a_guest_streams_in_and_is_switched(
         guest.ping(timeout_s=90)
         before = guest.last_record()
         server.end()
+        if long:
+            deadline = time.monotonic() + patience.RECONNECT_DELAY_S + 20
+            while target.cloud.compute.power(made.ref) is not Power.PAUSED:
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            with pytest.raises(NotReady):
+                target.cloud.compute.resume(made.ref)
         time.sleep(2)
         server.start()
+        if long:
+            began_s = time.monotonic()
+            target.cloud.compute.resume(made.ref)
+            print(f"resumed in {time.monotonic() - began_s:.1f} s")  # noqa: T201
+            assert target.cloud.compute.power(made.ref) is Power.RUNNING
         assert not server.status()["complete"], "it was killed in the middle"
         deadline = time.monotonic() + 60
         while guest.last_record() <= before + 10:
