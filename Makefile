@@ -72,6 +72,7 @@ demo-end: setup ## end what `make demo KEEP=1` left up
 
 bench: system setup ## copy speed, a sparse disk of 1 TiB, the streaming server
 	$(BIN)/python -m tests.bench.copy_bench --big
+	$(BIN)/python -m tests.bench.dual_attach_bench
 	$(BIN)/python -m tests.bench.stream_bench
 
 bench-prefetch: system setup ## hit rates of the streaming server by prefetch policy, on a link of 50 MB/s

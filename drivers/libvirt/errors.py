@@ -43,6 +43,7 @@ BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError]], ...] = tuple(
         (r"missing or broken bitmap|bitmap '[^']*' .*(inconsistent|not found)|inconsistent.*bitmap", BaseLost),
         (r"already exists|already active", Conflict),
         (r"no such file or directory", NotFound),
+        (r"has asynchronous jobs running", NotReady),  # a storage pool, while somebody makes or deletes a volume
         (r"cannot allocate memory", QuotaExceeded),
     )
 )

@@ -22,7 +22,7 @@ from drivers.libvirt.mover import Mover
 from drivers.libvirt.points_stream import only_streams
 from drivers.libvirt.reach import Reach
 from drivers.libvirt.session_xml import SessionDisk
-from drivers.libvirt.stored import identity, open_images, resolved, stored_disk, volume_of
+from drivers.libvirt.stored import identity, open_images, resolved, stored_disk, volume_of, when_idle
 from drivers.libvirt.volumes import QEMU_FORMATS
 from whimbrel.errors import Conflict, NotFound, NotReady, Unsupported
 from whimbrel.exclusion import alone
@@ -56,10 +56,11 @@ class LibvirtHandover:
             holder = self._pool(conn, pool)
             volume = volume_of(holder, name)
             if volume is None:
-                volume = holder.createXML(
+                xml = (
                     f"<volume><name>{name}</name><capacity>{MARKER_BYTES}</capacity>"
                     f"<target><format type='raw'/></target></volume>"
                 )
+                volume = when_idle(lambda: holder.createXML(xml))
             stream = conn.newStream(0)
             volume.upload(stream, 0, MARKER_BYTES)
             stream.send(data)
@@ -92,7 +93,7 @@ class LibvirtHandover:
             volume = volume_of(holder, name)
             if volume is not None:
                 with suppress(libvirt.libvirtError):
-                    volume.delete(0)
+                    when_idle(volume.delete)
                 if volume_of(holder, name, again=True) is not None:
                     raise NotReady(f"the note {name} is still there after it was removed", pool=pool)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import libvirt
 
@@ -14,11 +15,27 @@ from whimbrel.errors import NotFound
 from whimbrel.model.handover import StoredDisk, StoredImage
 from whimbrel.model.vm import DiskSpec
 
+T = TypeVar("T")
+BUSY_WAIT_S = 20.0
+BUSY_POLL_S = 0.02
+
+
+def when_idle(act: Callable[[], T]) -> T:
+    """Do something to a pool; while somebody makes or deletes a volume there, libvirt refuses, and it is waited for."""
+    deadline = time.monotonic() + BUSY_WAIT_S
+    while True:
+        try:
+            return act()
+        except libvirt.libvirtError as error:
+            if "asynchronous jobs" not in str(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(BUSY_POLL_S)
+
 
 def volume_of(pool: Any, name: str, *, again: bool = False) -> Any | None:
     """The volume; the pool is looked at anew when libvirt's last look did not see it, or with ``again`` at once."""
     if again:
-        pool.refresh()
+        when_idle(pool.refresh)
     for last in (again, True):
         try:
             return pool.storageVolLookupByName(name)
@@ -27,7 +44,7 @@ def volume_of(pool: Any, name: str, *, again: bool = False) -> Any | None:
                 raise
         if last:
             return None
-        pool.refresh()
+        when_idle(pool.refresh)
     return None
 
 

@@ -1,1 +1,1 @@
-"""``make demo``: a real guest moves between two KVM clouds, cold and incrementally, and the proof is printed."""
+"""``make demo``: real guests move between two KVM clouds, in every mode that is built, and the proof is printed."""

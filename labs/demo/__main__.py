@@ -99,6 +99,12 @@ async def _play(stage: Stage, teller: Teller) -> list[Proof]:
         await _kill_in_baseline(stage, teller, handle)
 
     proofs.append(await migrate(client, stage, warm, plan, on_status=teller.status, disturb=disturb))
+    await asyncio.to_thread(warm.destroy, "b")
+    teller.say("the same content on storage that both clouds see: the disk changes hands, nothing is copied")
+    shared = await asyncio.to_thread(make_guest, stage, "app-shared", pool="shared")
+    await asyncio.sleep(3)
+    plan = demo_plan("app-shared", "dual-attach", storage={"shared": "shared"})
+    proofs.append(await migrate(client, stage, shared, plan, on_status=teller.status))
     return proofs
 
 

@@ -52,8 +52,8 @@ class Proof:
         return self.records_lost == 0 and self.digests_equal and self.leftovers == 0
 
 
-def make_guest(stage: Stage, name: str) -> LabGuest:
-    """A guest on cloud A with data on its disk; started, writing records and random blocks."""
+def make_guest(stage: Stage, name: str, *, pool: str = "default") -> LabGuest:
+    """A guest on cloud A with data on its disk in a pool; started, writing records and random blocks."""
     network = "lab" if stage.lab.has_network("a") and stage.lab.has_network("b") else None
     spec = GuestSpec(
         name=name,
@@ -63,7 +63,7 @@ def make_guest(stage: Stage, name: str) -> LabGuest:
         dirty_kib=512,
         hot_mib=HOT_MIB,
     )
-    guest = stage.lab.create_guest(spec, "a")
+    guest = stage.lab.create_guest(spec, "a", pool=pool)
     disk = guest.disk_paths("a")["vda"]
     fill(str(disk), DATA_OFFSET, DATA_BYTES)
     guest.start("a")

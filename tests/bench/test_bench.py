@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench import dual_attach_bench
 from tests.bench.disks import MIB, differ, empty, half_empty, sparse
 
 
@@ -54,3 +55,13 @@ def test_one_wrong_byte_is_found_on_either_side(tmp_path: Path, at: int) -> None
         os.pwrite(file.fileno(), bytes([byte ^ 1]), at)
     assert differ(one, other)
     assert differ(other, one)
+
+
+def test_handovers_are_shown_with_where_time_went(capsys: pytest.CaptureFixture[str]) -> None:
+    spent = {"calls": 2, "queued_s": 0.1, "worked_s": 0.5}
+    found = {"vms": 2, "at_once": 1, "elapsed_s": 4.0, "per_minute": 30.0, "load": [0.5, 1.0]}
+    acts = {"handover.adopt": {**spent, "worked_s": 0.1}, "precheck.run": spent}
+    dual_attach_bench.show({**found, "activities": acts})
+    told = capsys.readouterr().out.splitlines()
+    assert "30 VMs a minute" in told[0]
+    assert [line.split()[0] for line in told[2:]] == ["precheck.run", "handover.adopt"]
