@@ -43,6 +43,7 @@ BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError]], ...] = tuple(
         (r"missing or broken bitmap|bitmap '[^']*' .*(inconsistent|not found)|inconsistent.*bitmap", BaseLost),
         (r"already exists|already active", Conflict),
         (r"no such file or directory", NotFound),
+        (r"whimbrel-has-taken-this-disk", Conflict),  # somebody starts a VM whose disks were handed over
         (r"has asynchronous jobs running", NotReady),  # a storage pool, while somebody makes or deletes a volume
         (r"cannot allocate memory", QuotaExceeded),
     )
@@ -58,6 +59,10 @@ ACTIONS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (
             r"permission denied \(publickey|too many authentication failures",
             "put the worker user's public key into authorized_keys on that host; it must work without a passphrase",
+        ),
+        (
+            r"whimbrel-has-taken-this-disk",
+            "its disks belong to the migration that the path names: confirm or roll back that one",
         ),
         (
             r"certificate|pki|tls (handshake|packet)",

@@ -12,7 +12,7 @@ from labs.kvm import KvmLab
 from tests.contract.libvirt_sharing import LibvirtSharing
 from tests.contract.sharing_harness import SharingHarness
 from tests.contract.suites.handover import HandoverContract
-from whimbrel.errors import Conflict, WhimbrelError
+from whimbrel.errors import Conflict
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -70,8 +70,9 @@ class TestOfLibvirt:
         port = sharing.source.handover
         assert port is not None
         port.release(vm, migration="0011223344", turn=1)
-        with pytest.raises(WhimbrelError, match="whimbrel-has-taken-this-disk"):
+        with pytest.raises(Conflict, match="whimbrel-has-taken-this-disk") as refusal:
             sharing.source.compute.start(vm.ref)
+        assert "roll back" in refusal.value.action
 
     def test_the_metadata_may_be_lost(self, sharing: LibvirtSharing) -> None:
         """Somebody defines the shell anew without our mark: the definition that the workflow holds gives the disks."""

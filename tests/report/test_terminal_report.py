@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from tests.report.sample import DIGESTS, rounds, sample_report, sample_status, troubled_report
-from whimbrel.model.progress import MigrationReport
+from whimbrel.model.progress import MigrationReport, VerifyRecord
 from whimbrel.report.terminal import render_terminal, sparkline
 
 
@@ -70,3 +70,11 @@ def test_sparkline() -> None:
     assert sparkline([]) == ""
     assert sparkline([0, 1, 4, 8]) == "·▂▅█"
     assert len(sparkline(list(range(100)))) == 40
+
+
+def test_a_handover_says_that_nothing_was_copied() -> None:
+    record = VerifyRecord(
+        disk="vda", mode="same-volume", compared_bytes=0, skipped_zero_bytes=0, mismatches=0, digest="vda 1"
+    )
+    words = " ".join(shown(sample_report(sample_status(verify=(record,)))).split())
+    assert "the very same volumes: 1 disks changed hands, nothing was copied" in words

@@ -11,7 +11,10 @@ from drivers.memory import MemoryCloud
 from tests.workflows.bench import MIB, Orchestrator
 from tests.workflows.sharing import POOL, assert_handed_over, assert_never_double, content, share, shared_plan
 from whimbrel.contracts import verbs
+from whimbrel.contracts.migration import PrecheckInput, PrecheckReport
+from whimbrel.contracts.names import CONTROL_QUEUE, PRECHECK
 from whimbrel.errors import Conflict, NotFound, Unavailable
+from whimbrel.model.naming import marker_name
 from whimbrel.model.progress import MigrationReport, Phase
 from whimbrel.model.vm import Power
 
@@ -257,3 +260,48 @@ def test_precheck_verb_and_cutover_do_not_fit(orchestrator: Orchestrator, run: R
         return await migrated.report()
 
     assert run(story()).outcome == "completed"
+
+
+def test_the_precheck_looks_from_both_sides_and_leaves_nothing(orchestrator: Orchestrator, run: Run) -> None:
+    """``whimbrel precheck`` of a plan of this mode: it passes, tells of every rule of it, and no note stays."""
+    share(orchestrator)
+    plan = shared_plan(orchestrator)
+
+    async def story() -> PrecheckReport:
+        report: PrecheckReport = await orchestrator.client.execute_workflow(
+            PRECHECK,
+            PrecheckInput(plan=plan),
+            id=f"precheck/{plan.plan}",
+            task_queue=CONTROL_QUEUE,
+            result_type=PrecheckReport,
+        )
+        return report
+
+    report = run(story())
+    assert not report.blocked()
+    outcomes = {finding.rule: finding.outcome for finding in report.findings if finding.rule.startswith("handover.")}
+    assert set(outcomes.values()) == {"ok"}
+    assert "handover.same-storage" in outcomes
+    assert [key for key in orchestrator.source._state.volumes if "marker" in key[1]] == []
+    assert not {"open", "ensure_volume"} & {call.method for call in orchestrator.source.calls}
+
+
+def test_a_precheck_that_was_killed_leaves_no_note(orchestrator: Orchestrator, run: Run) -> None:
+    """A worker dies when the note is written, and the operator rolls back: the note is removed all the same."""
+    share(orchestrator)
+    held = orchestrator.hold("precheck.run", when="after")
+
+    async def story() -> MigrationReport:
+        migrated = await orchestrator.start(shared_plan(orchestrator))
+        await orchestrator.reached(held)
+        migration = (await migrated.status()).migration
+        port = MemoryCloud(orchestrator.source_name).handover
+        assert port is not None
+        port.write_marker(POOL, marker_name(migration), "left by a worker that was killed")
+        await migrated.say(verbs.ROLLBACK)
+        held.open()
+        return await migrated.report()
+
+    report = run(story())
+    assert report.outcome == "rolled_back"
+    assert orchestrator.leftovers(report.status.migration) == []

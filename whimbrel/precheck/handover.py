@@ -5,7 +5,7 @@ from __future__ import annotations
 from whimbrel.model.facts import HandoverFacts
 from whimbrel.model.finding import PrecheckFacts, Severity
 from whimbrel.precheck.known import disk_facts, listed, source_can, target_can, the_target, the_vm
-from whimbrel.precheck.rule import BEFORE, START, Answer, FactMissing, found, ok, rule
+from whimbrel.precheck.rule import BEFORE, Answer, FactMissing, found, ok, rule
 
 ABOUT_COPIES = frozenset(
     {
@@ -78,7 +78,7 @@ def pools(facts: PrecheckFacts) -> Answer:
     return ok("every image is in a mapped pool")
 
 
-@rule("handover.same-storage", "both clouds see one storage", Severity.BLOCK, stages=START)
+@rule("handover.same-storage", "both clouds see one storage", Severity.BLOCK)
 def same_storage(facts: PrecheckFacts) -> Answer:
     """A note that the source wrote into each pool was read by the target in the pool that the plan maps it to."""
     if facts.plan.mode != "dual-attach":

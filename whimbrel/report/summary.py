@@ -55,6 +55,8 @@ def verification_text(report: MigrationReport) -> str:
     records = report.status.verify
     if not records:
         return "not compared"
+    if all(record.mode == "same-volume" for record in records):
+        return f"the very same volumes: {len(records)} disks changed hands, nothing was copied"
     wrong = sum(record.mismatches for record in records)
     compared = bytes_text(sum(record.compared_bytes for record in records))
     modes = "/".join(sorted({record.mode for record in records}))

@@ -46,6 +46,12 @@ MET = [
     (libvirt.VIR_ERR_OPERATION_FAILED, "domain 'x' already exists with uuid y", Conflict),
     (libvirt.VIR_ERR_OPERATION_UNSUPPORTED, "cannot do it", Unsupported),
     (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding", NotReady),
+    (INTERNAL, "pool 'shared' has asynchronous jobs running.", NotReady),
+    (
+        libvirt.VIR_ERR_SYSTEM_ERROR,
+        "no access: '/dev/null/whimbrel-has-taken-this-disk/x/vda'",
+        Conflict,
+    ),
     (INTERNAL, "something that the table lacks", WhimbrelError),
 ]
 
