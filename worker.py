@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,22 @@ from temporalio.worker import Worker
 from activities.bulk import Notify
 from activities.compute import ComputeActivities
 from activities.copy import CopyActivities
+from activities.drill import DrillActivities
 from activities.handover import HandoverActivities
 from activities.health import HealthActivities
+from activities.hydration import NotifyStream
 from activities.inventory import InventoryActivities
 from activities.ledger import LedgerActivities
 from activities.point import PointActivities
 from activities.precheck import PrecheckActivities
+from activities.serving import ServingActivities
+from activities.shadow import ShadowActivities
+from activities.stream import Launch, Stop, StreamActivities
 from activities.volume import VolumeActivities
 from whimbrel.config import clouds as config_file
 from whimbrel.config.clouds import WhimbrelConfig
 from whimbrel.config.credentials import SecretRef, resolve
-from whimbrel.contracts.heartbeat import COPY_MARK_SIGNAL, CopyMark
+from whimbrel.contracts.heartbeat import COPY_MARK_SIGNAL, STREAM_MARK_SIGNAL, CopyMark, StreamMark
 from whimbrel.contracts.names import CONTROL_QUEUE, data_queue
 from whimbrel.dataplane import Governor, register_opener
 from whimbrel.errors import InvalidPlan, WhimbrelError
@@ -47,12 +53,25 @@ from whimbrel.runtime.sandbox import runner
 from whimbrel.runtime.search_attributes import ensure_search_attributes
 from whimbrel.runtime.settings import WorkerSettings
 from whimbrel.runtime.translation import ErrorTranslation
+from whimbrel.stream.launch import launch
+from whimbrel.stream.launch import stop as stop_process
+from whimbrel.stream.place import Place
 from workflows.cold import ColdMigration
+from workflows.drill import Drill
 from workflows.dual_attach import DualAttachMigration
 from workflows.incremental import IncrementalMigration
+from workflows.streaming import StreamingMigration
 from workflows.surveys import Inventory, Precheck
 
-WORKFLOWS: Sequence[type[Any]] = (IncrementalMigration, ColdMigration, DualAttachMigration, Precheck, Inventory)
+WORKFLOWS: Sequence[type[Any]] = (
+    IncrementalMigration,
+    ColdMigration,
+    StreamingMigration,
+    DualAttachMigration,
+    Drill,
+    Precheck,
+    Inventory,
+)
 HEALTH_EVERY_S = 5.0
 DEFAULT_SERVER_TLS_DIR = "/etc/pki/qemu"
 HEARTBEAT_THROTTLE = timedelta(seconds=2)
@@ -123,6 +142,7 @@ def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
     """Everything on the queue ``control``."""
     compute, volume, point = ComputeActivities(clouds), VolumeActivities(clouds), PointActivities(clouds)
     handover = HandoverActivities(clouds)
+    shadow = ShadowActivities(clouds)
     return [
         compute.inspect,
         compute.power,
@@ -153,18 +173,59 @@ def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
         handover.reclaim,
         handover.forget_source,
         handover.remove_markers,
+        shadow.open,
+        shadow.merge,
+        shadow.drop,
+        ServingActivities(clouds).switch_disks,
         HealthActivities(clouds).check,
         InventoryActivities(clouds).list,
         LedgerActivities(clouds).read_back,
     ]
 
 
+def stop_server(place: Place) -> None:
+    """End a streaming server and its supervisor."""
+    stop_process(place.control, config_path=place.config)
+
+
 def data_activities(
-    clouds: CloudRegistry, state_dir: Path, governor: Governor, *, no_progress_s: float, notify: Notify | None
+    clouds: CloudRegistry,
+    state_dir: Path,
+    governor: Governor,
+    *,
+    no_progress_s: float,
+    socket_dir: Path | None = None,
+    launch: Launch = launch,
+    stop: Stop = stop_server,
+    notify: Notify | None = None,
+    notify_stream: NotifyStream | None = None,
 ) -> list[Callable[..., Any]]:
     """Everything on the queue ``data-<site>``."""
     copy = CopyActivities(state_dir, governor, no_progress_s=no_progress_s, notify=notify)
-    return [copy.copy_disk, copy.compare_disk, copy.discard, PrecheckActivities(clouds, state_dir).run]
+    stream = StreamActivities(
+        clouds,
+        state_dir,
+        socket_dir or state_dir / "sockets",
+        launch,
+        stop,
+        governor=governor,
+        notify=notify,
+        notify_stream=notify_stream,
+        no_progress_s=no_progress_s,
+    )
+    return [
+        copy.copy_disk,
+        copy.compare_disk,
+        copy.discard,
+        PrecheckActivities(clouds, state_dir).run,
+        stream.serve,
+        stream.hydrate,
+        stream.figures,
+        stream.prove,
+        stream.drain,
+        stream.stop,
+        DrillActivities(state_dir).record,
+    ]
 
 
 def open_volumes_of(clouds: CloudRegistry) -> None:
@@ -186,6 +247,19 @@ def marks(client: Client, loop: asyncio.AbstractEventLoop) -> Notify:
             await client.get_workflow_handle(workflow_id, run_id=run_id).signal(COPY_MARK_SIGNAL, mark)
 
     def notify(workflow_id: str, run_id: str, mark: CopyMark) -> None:
+        asyncio.run_coroutine_threadsafe(send(workflow_id, run_id, mark), loop)
+
+    return notify
+
+
+def stream_marks(client: Client, loop: asyncio.AbstractEventLoop) -> NotifyStream:
+    """The same for what a stream tells."""
+
+    async def send(workflow_id: str, run_id: str, mark: StreamMark) -> None:
+        with contextlib.suppress(RPCError):
+            await client.get_workflow_handle(workflow_id, run_id=run_id).signal(STREAM_MARK_SIGNAL, mark)
+
+    def notify(workflow_id: str, run_id: str, mark: StreamMark) -> None:
         asyncio.run_coroutine_threadsafe(send(workflow_id, run_id, mark), loop)
 
     return notify
@@ -220,13 +294,20 @@ def build_workers(
             )
         )
     if "data" in wanted:
-        notify = marks(client, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
         workers.append(
             Worker(
                 client,
                 task_queue=data_queue(site),
                 activities=data_activities(
-                    clouds, state_dir, governor, no_progress_s=settings.no_progress_s, notify=notify
+                    clouds,
+                    state_dir,
+                    governor,
+                    no_progress_s=settings.no_progress_s,
+                    socket_dir=settings.socket_dir,
+                    launch=partial(launch, launcher=settings.stream_launcher),
+                    notify=marks(client, loop),
+                    notify_stream=stream_marks(client, loop),
                 ),
                 activity_executor=ThreadPoolExecutor(settings.max_copies, "copy"),
                 max_concurrent_activities=settings.max_copies,

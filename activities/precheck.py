@@ -11,6 +11,7 @@ from pathlib import Path
 
 from temporalio import activity
 
+from activities.drill import last_passed, trace_count
 from activities.probe import probe_path
 from activities.sharing import handover_facts
 from whimbrel.contracts.activity_io import PrecheckAnswer, PrecheckRequest
@@ -77,6 +78,7 @@ class PrecheckActivities:
                 migration=wanted.migration,
                 state_dir=self._state_dir,
                 patient=activity.info().attempt < PROBE_ATTEMPTS,
+                look=wanted.drill or plan.mode == "streaming",
             )
         else:
             self._state_dir.mkdir(parents=True, exist_ok=True)
@@ -90,6 +92,10 @@ class PrecheckActivities:
                 if isinstance(check, CommandCheck)
             },
         }
+        if source_facts.vm is not None:
+            ref, disks = source_facts.vm.ref, tuple(disk.key for disk in source_facts.vm.disks)
+            found["drilled_at"] = last_passed(self._state_dir, plan.source, ref)
+            found["traces"] = trace_count(self._state_dir, plan.source, ref, disks)
         if source_facts.clock is not None and target_facts.clock is not None:
             found["clock_skew_s"] = abs((source_facts.clock - target_facts.clock).total_seconds())
         if path.read_bytes_per_s is None and wanted.link_hint is not None:
@@ -98,6 +104,12 @@ class PrecheckActivities:
             found["dirty_bytes_per_s"] = wanted.dirty_hint
         path = path.model_copy(update=found)
         judged = PrecheckFacts(
-            plan=plan, source=source_facts, target=target_facts, path=path, handover=handover, stage=wanted.stage
+            plan=plan,
+            source=source_facts,
+            target=target_facts,
+            path=path,
+            handover=handover,
+            stage=wanted.stage,
+            drill=wanted.drill,
         )
         return PrecheckAnswer(result=PrecheckResult(findings=run_rules(judged), path=path))

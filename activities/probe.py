@@ -51,10 +51,10 @@ def read_rate(device: BlockDevice, limit_bytes: int = PROBE_BYTES) -> tuple[floa
         lane.close()
 
 
-def write_rate(device: BlockDevice, limit_bytes: int = PROBE_BYTES) -> float:
-    """Bytes per second of writes that end with a flush."""
+def write_rate(device: BlockDevice, limit_bytes: int = PROBE_BYTES, *, pattern: bytes = b"") -> float:
+    """Bytes per second of writes that end with a flush; ``pattern`` (1 MiB) is what is written."""
     lane = device.lane()
-    data = memoryview(os.urandom(CHUNK_BYTES))
+    data = memoryview(pattern or os.urandom(CHUNK_BYTES))
     try:
         began = time.monotonic()
         done = 0
@@ -119,8 +119,13 @@ def probe_source(cloud: Cloud, vm: VmSpec, migration: str) -> tuple[float | None
         cloud.points.forget(vm.ref, migration=migration)
 
 
-def probe_target(cloud: Cloud, pool: str, migration: str) -> float:
-    """Write bytes/s to a small volume in ``pool``, which is removed again."""
+def probe_target(cloud: Cloud, pool: str, migration: str, *, look: bool = False) -> tuple[float, bool | None]:
+    """(write bytes/s to a small volume in ``pool``, which is removed again; whether its path shows what was written).
+
+    The second only with ``look``: None otherwise.
+    """
+    pattern = os.urandom(CHUNK_BYTES)
+    seen: bool | None = None
     spec = VolumeSpec(
         name=f"whimbrel-probe-{migration}", pool=pool, size_bytes=PROBE_VOLUME_BYTES, format="raw", migration=migration
     )
@@ -130,18 +135,41 @@ def probe_target(cloud: Cloud, pool: str, migration: str) -> float:
         session = cloud.volumes.open_writer(key, {"probe": volume}, migration=migration)
         device = open_device(session.disk("probe").endpoint)
         try:
-            return write_rate(device)
+            rate = write_rate(device, pattern=pattern)
         finally:
             device.close()
+        if look:
+            cloud.volumes.close_writer(key)
+            seen = _shows(cloud.serving.local_path(volume), pattern)
+        return rate, seen
     finally:
         cloud.volumes.close_writer(key)
         cloud.volumes.ensure_absent(spec.name, pool, migration=migration)
 
 
+def _shows(path: str, pattern: bytes) -> bool:
+    """Whether this mover reads and may write what lies under ``path``."""
+    try:
+        with Path(path).open("r+b") as file:
+            return file.read(len(pattern)) == pattern
+    except OSError:
+        return False
+
+
 def probe_path(
-    plan: VmPlan, source: Cloud, target: Cloud, *, facts: SourceFacts, migration: str, state_dir: Path, patient: bool
+    plan: VmPlan,
+    source: Cloud,
+    target: Cloud,
+    *,
+    facts: SourceFacts,
+    migration: str,
+    state_dir: Path,
+    patient: bool,
+    look: bool = False,
 ) -> PathFacts:
     """Try the way the bytes will take; what fails is told in ``why_not`` instead of raised.
+
+    With ``look`` the mover also tries to open a volume of the target under its path, as a streaming server will.
 
     With ``patient``, what may pass by itself (Unavailable and the like) is raised, so that it is tried again.
     """
@@ -170,8 +198,9 @@ def probe_path(
         why.append("writing the target: the plan maps no pool for the first disk")
     else:
         try:
+            rate, seen = probe_target(target, pool, migration, look=look)
             found = found.model_copy(
-                update={"writes_target": True, "write_bytes_per_s": probe_target(target, pool, migration)}
+                update={"writes_target": True, "write_bytes_per_s": rate, "target_file_seen": seen}
             )
         except WhimbrelError as error:
             if patient and error.retryable:

@@ -33,6 +33,13 @@ class Course:
     wishes: Wishes
     show: Callable[[], None]
     """Renders the page in the Temporal UI anew."""
+    drill: bool = False
+    """A rehearsal: nobody is asked when a step fails, for everything is taken down again."""
+
+    @property
+    def kind(self) -> str:
+        """What is shown as the mode."""
+        return "drill" if self.drill else self.plan.mode
 
     @property
     def data_queue(self) -> str:
@@ -41,13 +48,18 @@ class Course:
 
     @property
     def brings_writes_back(self) -> bool:
-        """Whether a rollback copies the target's writes; on one storage they are in the source's volumes already."""
-        return self.plan.keep_writes and self.plan.mode != "dual-attach"
+        """Whether a rollback copies the target's writes; other modes have them at the source already, or say so."""
+        return self.plan.keep_writes and self.plan.mode in {"incremental", "cold"}
 
     @property
     def takes_points(self) -> bool:
         """Whether the mode opens points in time, of which something could be left."""
         return self.plan.mode != "dual-attach"
+
+    @property
+    def copies_first(self) -> bool:
+        """Whether rounds run before the cutover, so that the operator may choose when it begins."""
+        return self.plan.runs_rounds
 
     def situation(self) -> Situation:
         """What decides which verbs fit now."""
@@ -59,7 +71,7 @@ class Course:
             paused=self.wishes.paused,
             rollback_asked=self.wishes.rollback is not None,
             window_closed=closes is not None and workflow.now() >= closes,
-            cold=self.plan.mode in {"cold", "dual-attach"},
+            cold=not self.copies_first,
             confirmed=self.journal.confirmed,
         )
 
@@ -77,7 +89,7 @@ class Course:
             except FailureError as error:
                 found = failure.read(error)
                 self.journal.end_step("failed", f"{found.code}: {found.message}")
-                if failure.is_cancel(error) or not hold:
+                if failure.is_cancel(error) or not hold or self.drill:
                     raise
                 await self.hold(name, found)
                 continue

@@ -10,11 +10,13 @@ from temporalio import workflow
 
 from whimbrel.contracts.migration import MigrationState, UndoStep
 from whimbrel.contracts.names import SA_ATTENTION, SA_OUTAGE, SA_PERCENT, SA_PHASE
+from whimbrel.model.drill import DrillRecord
 from whimbrel.model.forecast import Forecast, RoundRecord
 from whimbrel.model.handover import StoredDisk
 from whimbrel.model.ledger import Fate, Ledger, LedgerEntry, ObjectKind
 from whimbrel.model.point import OpenPoint, WriterSession
 from whimbrel.model.progress import DiskProgress, Outage, Phase, StepRecord, Trouble, VerifyRecord
+from whimbrel.model.stream import StreamFigures
 from whimbrel.model.vm import Capabilities, TargetDisk, VmSpec
 from workflows import attributes
 
@@ -75,6 +77,17 @@ class Journal:
     """Numbers the releases of the source's disks."""
     lost_to_another: bool = False
     """Another migration was quicker to take the source's disks."""
+    epoch: str = ""
+    """Names the state that is streamed."""
+    shadow: WriterSession | None = None
+    stream: StreamFigures | None = None
+    stream_slow: bool = False
+    """Misses wait longer than the plan allows; the background yields."""
+    hydrated_at: datetime | None = None
+    drill: DrillRecord | None = None
+    switched_at: datetime | None = None
+    shadow_kept: bool = False
+    """The target has run protected: a rollback brings what the shadow holds into the source's disks."""
     bringing_back: bool = False
     source_half_written: bool = False
     """The target's writes are on their way into the source's disks: until all are there, only the target is whole."""

@@ -14,7 +14,7 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError
 
 from whimbrel.contracts import failure, verbs
-from whimbrel.contracts.heartbeat import COPY_MARK_SIGNAL, CopyMark
+from whimbrel.contracts.heartbeat import COPY_MARK_SIGNAL, STREAM_MARK_SIGNAL, CopyMark, StreamMark
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import FINDINGS_QUERY, LEDGER_QUERY, STATUS_QUERY
 from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
@@ -120,7 +120,11 @@ class Migration(ABC):
         journal.enter(Phase.ROLLING_BACK)
         if journal.target_ran and course.brings_writes_back and not course.wishes.drop_writes:
             await self._bring_back()
+        await self.before_unwinding()
         await unwind(course)
+
+    async def before_unwinding(self) -> None:  # noqa: B027 - most modes have nothing to do here
+        """What a mode does first of all when it rolls back."""
 
     async def _bring_back(self) -> None:
         """The target's writes go to the source, unless the operator gives them up before the first is there."""
@@ -189,6 +193,13 @@ class Migration(ABC):
                 eta_s=mark.eta_s,
             )
         )
+
+    @workflow.signal(name=STREAM_MARK_SIGNAL)
+    def stream_marked(self, mark: StreamMark) -> None:
+        """Something about the stream changed that an operator should see."""
+        self.course.journal.stream = mark.figures
+        self.course.journal.stream_slow = mark.slow
+        self._show()
 
     # -- the operator's verbs ------------------------------------------------------------
 

@@ -26,7 +26,7 @@ async def precheck(course: Course) -> tuple[Finding, ...]:
     journal.enter(Phase.PRECHECK)
 
     async def work() -> tuple[Finding, ...]:
-        request = PrecheckRequest(plan=course.plan, stage="start", migration=journal.migration)
+        request = PrecheckRequest(plan=course.plan, stage="start", migration=journal.migration, drill=course.drill)
         answer = await call(
             PrecheckActivities.run, request, summary="gather facts, try the data path", queue=course.data_queue
         )
@@ -52,6 +52,8 @@ async def look(course: Course) -> VmSpec:
 
 def wanted_format(course: Course, disk: DiskSpec) -> DiskFormat:
     """Format of a target volume: the plan's, or the source's where it is one that keeps change tracking."""
+    if course.plan.mode == "streaming":
+        return "raw"  # what a streaming server fills
     if course.plan.disk_format != "keep":
         return course.plan.disk_format
     return "raw" if disk.format == "raw" else "qcow2"

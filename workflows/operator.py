@@ -99,8 +99,8 @@ def _cutover_refusal(now: Situation) -> str | None:
 def _pause_refusal(now: Situation) -> str | None:
     if now.paused:
         return "it is paused already"
-    if now.phase not in COPYING:
-        return f"only copying before the cutover can be paused (phase {now.phase})"
+    if now.phase not in COPYING | {Phase.HYDRATE}:
+        return f"only copying before the cutover, and hydration, can be paused (phase {now.phase})"
     return None
 
 

@@ -98,6 +98,7 @@ def estimate(course: Course) -> Forecast | None:
         dirty_hint=journal.dirty_hint,
         link_hint=journal.link_hint,
         data_bytes=sum(disk.size_bytes for disk in journal.vm.disks),
+        streamed=course.plan.mode == "streaming",
     )
     if made is not None:
         journal.add_forecast(made)

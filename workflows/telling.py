@@ -19,7 +19,7 @@ SHOWN_ROUNDS = 100
 def first_attributes(course: Course) -> dict[str, str | int | float | bool]:
     """Search attributes that never change, and the phase."""
     plan = course.plan
-    return {SA_PHASE: course.journal.phase.value, SA_MODE: plan.mode, SA_PLAN: plan.plan, SA_VM: plan.vm}
+    return {SA_PHASE: course.journal.phase.value, SA_MODE: course.kind, SA_PLAN: plan.plan, SA_VM: plan.vm}
 
 
 def score(course: Course) -> Score | None:
@@ -39,7 +39,7 @@ def status(course: Course) -> MigrationStatus:
         migration=journal.migration,
         plan=plan.plan,
         vm=plan.vm,
-        mode=plan.mode,
+        mode=course.kind,
         source=plan.source,
         target=plan.target,
         phase=journal.phase,
@@ -59,6 +59,9 @@ def status(course: Course) -> MigrationStatus:
         verify=journal.verify,
         target_ref=journal.target_ref,
         health=journal.health,
+        stream=journal.stream,
+        hydrated_at=journal.hydrated_at,
+        switched_at=journal.switched_at,
         bandwidth_bytes_per_s=wishes.bandwidth_bytes_per_s,
         allowed=() if journal.phase in TERMINAL else allowed(course.situation()),
     )
@@ -85,6 +88,7 @@ def report(
         forecasts=tuple(journal.forecasts),
         source_restored=journal.restored,
         writes_kept_bytes=journal.writes_kept_bytes,
+        drill=journal.drill,
     )
 
 
@@ -93,7 +97,7 @@ def details(course: Course) -> str:
     journal, plan = course.journal, course.plan
     paused = " (paused)" if course.wishes.paused else ""
     lines = [
-        f"## {plan.vm}: {plan.source} → {plan.target} ({plan.mode})",
+        f"## {plan.vm}: {plan.source} → {plan.target} ({course.kind})",
         f"**Phase: {journal.phase.value}**{paused} · migration `{journal.migration}`",
     ]
     if journal.trouble is not None:
@@ -110,6 +114,7 @@ def details(course: Course) -> str:
     seconds = journal.outage.seconds() if journal.outage else None
     if seconds is not None:
         lines += ["", f"Outage as seen by the orchestrator: **{seconds:.1f} s**"]
+    lines += _stream_lines(course)
     if journal.confirm_deadline is not None:
         lines += ["", f"Without an answer: {plan.confirm.then} at {journal.confirm_deadline:%Y-%m-%d %H:%M:%S} UTC"]
     if journal.rounds:
@@ -126,6 +131,27 @@ def details(course: Course) -> str:
     if journal.phase not in TERMINAL:
         lines += ["", f"Operator may now: {', '.join(allowed(course.situation())) or 'nothing'}"]
     return "\n".join(lines)
+
+
+def _stream_lines(course: Course) -> list[str]:
+    figures = course.journal.stream
+    if figures is None:
+        return []
+    arrived = figures.total_bytes - figures.missing_bytes
+    share = 100 * arrived / max(figures.total_bytes, 1)
+    rates = f"{figures.background_bytes_per_s / 1e6:.1f} MB/s, on demand {figures.demand_bytes_per_s / 1e6:.1f} MB/s"
+    told = ["", f"Arrived: **{share:.1f} %** of {figures.total_bytes / 1e6:.0f} MB · background {rates}"]
+    if figures.hit_rate is not None:
+        waits = (figures.miss_p50_ms or 0, figures.miss_p95_ms or 0, figures.miss_p99_ms or 0)
+        told.append(
+            f"Requests that found their data: **{100 * figures.hit_rate:.1f} %**;"
+            " misses wait p50 {:.1f}, p95 {:.1f}, p99 {:.1f} ms".format(*waits)
+        )
+    if course.plan.stream.protect != "none":
+        told.append(f"Writes not yet at the source: {figures.lag_bytes} bytes, {figures.lag_s:.1f} s")
+    if course.journal.stream_slow:
+        told.append("> Misses wait longer than the plan allows: the background yields until they are fast again.")
+    return told
 
 
 def _step_row(step: StepRecord) -> str:

@@ -9,9 +9,12 @@ from activities.compute import ComputeActivities
 from activities.copy import CopyActivities
 from activities.handover import HandoverActivities
 from activities.point import PointActivities
+from activities.shadow import ShadowActivities
+from activities.stream import StreamActivities
 from activities.volume import VolumeActivities
 from whimbrel.contracts import failure
 from whimbrel.contracts.activity_io import (
+    ClosePointInput,
     CloseWriterInput,
     ForgetPointsInput,
     ManifestInput,
@@ -21,9 +24,10 @@ from whimbrel.contracts.activity_io import (
 )
 from whimbrel.contracts.handover_io import HandoverInput, RemoveMarkersInput
 from whimbrel.contracts.migration import UndoStep
+from whimbrel.contracts.stream_io import ShadowInput, StopStreamInput, StreamInput
 from whimbrel.contracts.timeouts import COMPENSATION
 from whimbrel.model.ledger import Fate, ObjectKind
-from whimbrel.model.naming import marker_name, writer_key
+from whimbrel.model.naming import marker_name, shadow_key, writer_key
 from whimbrel.model.vm import Power
 from workflows.calls import call
 from workflows.course import Course
@@ -64,6 +68,8 @@ async def _undo(course: Course, step: UndoStep) -> None:
         "close-writer": _close_writer,
         "forget-points": _forget_points,
         "restore-source": _restore_source,
+        "settle-shadow": _settle_shadow,
+        "stop-stream": _stop_stream,
         "remove-target-vm": _remove_target_vm,
         "remove-markers": _remove_markers,
         "reclaim-source": _reclaim_source,
@@ -113,6 +119,49 @@ async def _forget_points(course: Course, step: UndoStep) -> None:
     wanted = ForgetPointsInput(cloud=course.plan.source, ref=journal.vm.ref, migration=journal.migration)
     await call(PointActivities.forget, wanted, summary="forget the source's points", timing=COMPENSATION)
     _gone(course, course.plan.source, "point")
+
+
+async def _stop_stream(course: Course, step: UndoStep) -> None:
+    """The target is off: what it wrote goes to the shadow to the last byte, then the servers end."""
+    journal, plan = course.journal, course.plan
+    disks = tuple(disk.spec.key for disk in journal.disks)
+    if journal.shadow is not None and journal.shadow_kept:
+        servers = StreamInput(migration=journal.migration, disks=disks)
+        await call(
+            StreamActivities.drain, servers, summary="bring the last writes to the source",
+            queue=course.data_queue, timing=COMPENSATION,
+        )  # fmt: skip
+    trace = f"{plan.source}/{journal.vm.ref}" if step.detail else None
+    wanted = StopStreamInput(migration=journal.migration, disks=disks, keep_trace_of=trace)
+    await call(
+        StreamActivities.stop, wanted, summary="end the streaming servers", queue=course.data_queue, timing=COMPENSATION
+    )
+    _gone(course, plan.target, "stream")
+
+
+async def _settle_shadow(course: Course, step: UndoStep) -> None:
+    """The target's writes become the source's, or are given up with the target."""
+    del step
+    journal, plan = course.journal, course.plan
+    if journal.source_point is not None:
+        point = journal.source_point
+        close = ClosePointInput(cloud=plan.source, ref=point.vm_ref, key=point.key, migration=journal.migration)
+        await call(PointActivities.close, close, summary=f"close point {point.key}", timing=COMPENSATION)
+        journal.source_point = None
+    wanted = ShadowInput(
+        cloud=plan.source,
+        migration=journal.migration,
+        key=shadow_key(journal.migration),
+        vm=journal.vm,
+        disks=tuple(disk.key for disk in journal.vm.disks),
+    )
+    if journal.shadow_kept:
+        merged = await call(ShadowActivities.merge, wanted, summary="bring the target's writes into the source's disks")
+        journal.writes_kept_bytes = merged.merged_bytes
+    else:
+        await call(ShadowActivities.drop, wanted, summary="give the target's writes up", timing=COMPENSATION)
+    journal.shadow = None
+    _gone(course, plan.source, "shadow")
 
 
 async def _restore_source(course: Course, step: UndoStep) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import timedelta
 
 from tests.precheck import handover_cases
+from tests.precheck.case import Case
+from tests.precheck.case import case_found as _found
+from tests.precheck.case import case_ok as _ok
+from tests.precheck.case import case_unknown as _unknown
 from tests.precheck.healthy import GIB, MIB, NOW, facts
-from whimbrel.model.finding import PrecheckFacts, Severity
+from tests.precheck.streaming_cases import STREAMING
+from whimbrel.model.finding import Severity
 from whimbrel.model.plan import (
     AgentCheck,
     CommandCheck,
@@ -24,29 +28,6 @@ SOURCE_ONLY = frozenset({"source"})
 TARGET_ONLY = frozenset({"target"})
 GONE = facts(source__vm=None)
 NO_TARGET = facts(target__reachable=False, target__unreachable_why="connection refused")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One expected answer. ``says``: parts of ``found`` or ``action``; ``severity`` where it is not the rule's own."""
-
-    rule: str
-    outcome: str
-    facts: PrecheckFacts
-    says: tuple[str, ...] = ()
-    severity: Severity | None = None
-
-
-def _found(rule: str, given: PrecheckFacts, *says: str, severity: Severity | None = None) -> Case:
-    return Case(rule, "found", given, says, severity)
-
-
-def _unknown(rule: str, given: PrecheckFacts, *says: str) -> Case:
-    return Case(rule, "unknown", given, says)
-
-
-def _ok(rule: str, given: PrecheckFacts, *says: str) -> Case:
-    return Case(rule, "ok", given, says)
 
 
 COLD = {"plan__mode": "cold"}
@@ -380,4 +361,4 @@ HANDOVER: tuple[Case, ...] = (
     *(_unknown(rule, given) for rule, given in handover_cases.UNKNOWN),
 )
 
-CASES: tuple[Case, ...] = (*SOURCE, *DISKS, *NETWORKS, *CAPACITY, *CONNECTIVITY, *POLICY, *HANDOVER)
+CASES: tuple[Case, ...] = (*SOURCE, *DISKS, *NETWORKS, *CAPACITY, *CONNECTIVITY, *POLICY, *HANDOVER, *STREAMING)

@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from tests.precheck.cases import CASES, Case
+from tests.precheck.case import Case
+from tests.precheck.cases import CASES
 from tests.precheck.healthy import healthy
 from whimbrel.model.finding import Severity
 from whimbrel.precheck.registry import RULES

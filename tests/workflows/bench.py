@@ -22,13 +22,14 @@ from temporalio.worker import Worker
 import worker as worker_module
 from drivers.memory import MemoryCloud, Scenario
 from tests.workflows import strikes
+from tests.workflows.streams import InProcessStreams
 from tests.workflows.strikes import Misfortune, Strike
 from whimbrel.contracts import verbs
 from whimbrel.contracts.migration import MigrationInput
-from whimbrel.contracts.names import CONTROL_QUEUE, STATUS_QUERY, WORKFLOW_OF_MODE
+from whimbrel.contracts.names import CONTROL_QUEUE, DRILL, STATUS_QUERY, WORKFLOW_OF_MODE
 from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
 from whimbrel.dataplane import Governor
-from whimbrel.model.naming import workflow_id
+from whimbrel.model.naming import drill_id, workflow_id
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import TERMINAL, MigrationReport, MigrationStatus, Phase
 from whimbrel.model.vm import Power, VmSpec
@@ -141,6 +142,7 @@ class Orchestrator:
         MemoryCloud(self.source_name), MemoryCloud(self.target_name)
         self.source, self.target = Scenario(self.source_name), Scenario(self.target_name)
         self.clouds = MemoryClouds((self.source_name, self.target_name))
+        self.streams = InProcessStreams()
 
     def plan(self, vm: str, **changes: Any) -> VmPlan:
         """A plan that is quick: short intervals, no boot to wait for."""
@@ -166,6 +168,17 @@ class Orchestrator:
             WORKFLOW_OF_MODE[plan.mode],
             MigrationInput(plan=plan),
             id=workflow_id(plan.plan, plan.vm),
+            task_queue=CONTROL_QUEUE,
+            result_type=MigrationReport,
+        )
+        return Migrated(handle)
+
+    async def rehearse(self, plan: VmPlan) -> Migrated:
+        """Start the drill of a plan."""
+        handle = await self.client.start_workflow(
+            DRILL,
+            MigrationInput(plan=plan),
+            id=drill_id(plan.plan, plan.vm),
             task_queue=CONTROL_QUEUE,
             result_type=MigrationReport,
         )
@@ -231,6 +244,8 @@ class Orchestrator:
         assert report.leftovers == ()
         assert self.leftovers(report.status.migration) == []
         assert not list(self.state_dir.glob("manifests/*"))
+        assert not list(self.state_dir.glob("streams/*"))
+        assert not list(self.streams.socket_dir.iterdir())
         assert report.ledger.open_entries() == ()
 
     def leftovers(self, migration: str) -> list[str]:
@@ -242,7 +257,13 @@ class Orchestrator:
         governor = Governor()
         governor.set_host_limit(host_limit)
         activities = worker_module.data_activities(
-            self.clouds, self.state_dir, governor, no_progress_s=30.0, notify=None
+            self.clouds,
+            self.state_dir,
+            governor,
+            no_progress_s=30.0,
+            socket_dir=self.streams.socket_dir,
+            launch=self.streams.launch,
+            stop=self.streams.stop,
         )
         return Worker(
             self.client,

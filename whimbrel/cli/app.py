@@ -18,6 +18,7 @@ from whimbrel.cli import (
     cutover,
     dev_server,
     doctor,
+    drill,
     migrate,
     pause,
     plan,
@@ -48,8 +49,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for module in (
-    plan, precheck, migrate, status, watch, cutover, pause, resume, sync_now, set_bandwidth, confirm, rollback, abort,
-    report, doctor, schema, dev_server, version,
+    plan, precheck, drill, migrate, status, watch, cutover, pause, resume, sync_now, set_bandwidth, confirm, rollback,
+    abort, report, doctor, schema, dev_server, version,
 ):  # fmt: skip
     app.command(module.NAME)(module.command)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from temporalio.client import Client
@@ -19,16 +19,20 @@ from whimbrel.model.naming import workflow_id
 
 LIST_LIMIT = 10_000
 _TYPES = ", ".join(f"'{name}'" for name in sorted(set(names.WORKFLOW_OF_MODE.values())))
+IDS = ("vm/", "drill/")
 
 
 def is_plan_file(target: str) -> bool:
     """Whether the target names a file, by its ending or by being one."""
-    return target.endswith((".yaml", ".yml")) or (not target.startswith("vm/") and Path(target).is_file())
+    return target.endswith((".yaml", ".yml")) or (not target.startswith(IDS) and Path(target).is_file())
 
 
-async def list_migrations(client: Client, **where: str) -> list[MigrationView]:
-    """The newest run of each migration whose search attributes are these, newest first."""
-    clauses = [f"WorkflowType IN ({_TYPES})", *(f"{key} = {_quoted(value)}" for key, value in where.items())]
+async def list_migrations(
+    client: Client, where: Mapping[str, str] | None = None, *, drills: bool = False
+) -> list[MigrationView]:
+    """The newest run of each migration whose search attributes are these, newest first; with ``drills`` these too."""
+    types = f"{_TYPES}, '{names.DRILL}'" if drills else _TYPES
+    clauses = [f"WorkflowType IN ({types})", *(f"{key} = {_quoted(value)}" for key, value in (where or {}).items())]
     newest: dict[str, MigrationView] = {}
     async for execution in client.list_workflows(" AND ".join(clauses), limit=LIST_LIMIT, rpc_timeout=RPC_TIMEOUT):
         view = from_execution(execution)
@@ -46,16 +50,16 @@ async def find(client: Client, target: str, vms: Sequence[str] = (), *, every: b
     if is_plan_file(target):
         loaded = load_plan(Path(target))
         return _several([(loaded.name, plan.vm) for plan in loaded.select(vms)], every=every or bool(vms))
-    if target.startswith("vm/"):
+    if target.startswith(IDS):
         return [target]
     if "/" in target:
         plan, vm = target.split("/", 1)
         return [await _known(client, workflow_id(plan, vm), plan)]
     if not vms:
-        by_name = await list_migrations(client, **{names.SA_VM: target})
+        by_name = await list_migrations(client, {names.SA_VM: target})
         if by_name:
             return [_only(target, by_name)]
-    of_plan = await list_migrations(client, **{names.SA_PLAN: target})
+    of_plan = await list_migrations(client, {names.SA_PLAN: target})
     if not of_plan:
         raise await _absent(client, target)
     missing = [vm for vm in vms if vm not in {view.vm for view in of_plan}]

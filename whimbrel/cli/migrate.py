@@ -31,7 +31,7 @@ from whimbrel.cli.watch import follow
 from whimbrel.contracts import names
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.model.endpoint import Frozen
-from whimbrel.model.naming import workflow_id
+from whimbrel.model.naming import drill_id, workflow_id
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import Phase
 
@@ -86,52 +86,55 @@ def command(
         return
     starts = converse(lambda client: start_all(client, chosen, again=again))
     if not (watch and as_json):
-        emit(NAME, starts, *[_line(start) for start in starts], as_json=as_json)
+        emit(NAME, starts, *[start_line(start) for start in starts], as_json=as_json)
     refused = [start for start in starts if start.outcome == "already completed"]
     if refused:
         note("already completed: nothing was started for these; --again migrates once more")
     code = ExitCode.FAILED if refused else ExitCode.OK
     if watch:
-        code = _follow(starts, as_json=as_json) or code
+        code = follow_starts(starts, as_json=as_json) or code
     raise typer.Exit(code)
 
 
-def _follow(starts: Sequence[Start], *, as_json: bool) -> ExitCode:
+def follow_starts(starts: Sequence[Start], *, as_json: bool) -> ExitCode:
+    """Show what was started, to its end."""
+
     async def ids(_: Client) -> list[str]:
         return [start.workflow_id for start in starts if start.outcome != "already completed"]
 
     return follow(ids, exit_when_waiting=False, as_json=as_json)
 
 
-async def start_all(client: Client, plans: Sequence[VmPlan], *, again: bool) -> list[Start]:
-    """Start what does not run yet, in order. Raises RPCError."""
+async def start_all(client: Client, plans: Sequence[VmPlan], *, again: bool, drill: bool = False) -> list[Start]:
+    """Start what does not run yet, in order; with ``drill`` rehearsals of it. Raises RPCError."""
     if not await pollers(client, names.CONTROL_QUEUE, workflows=True):
         note(f"no worker polls the task queue {names.CONTROL_QUEUE!r} yet: migrations begin when one does")
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(plan: VmPlan) -> Start:
         async with gate:
-            return await _start(client, plan, again=again)
+            return await _start(client, plan, again=again, drill=drill)
 
     return list(await asyncio.gather(*(one(plan) for plan in plans)))
 
 
-async def _start(client: Client, plan: VmPlan, *, again: bool) -> Start:
-    wanted = workflow_id(plan.plan, plan.vm)
+async def _start(client: Client, plan: VmPlan, *, again: bool, drill: bool) -> Start:
+    wanted = drill_id(plan.plan, plan.vm) if drill else workflow_id(plan.plan, plan.vm)
+    mode = "drill" if drill else plan.mode
     if not again and await _completed(client, wanted):
         return Start(vm=plan.vm, workflow_id=wanted, outcome="already completed")
-    pairs = {names.SA_PLAN: plan.plan, names.SA_VM: plan.vm, names.SA_MODE: plan.mode, names.SA_PHASE: Phase.PRECHECK}
+    pairs = {names.SA_PLAN: plan.plan, names.SA_VM: plan.vm, names.SA_MODE: mode, names.SA_PHASE: Phase.PRECHECK}
     attributes = [SearchAttributePair(SearchAttributeKey.for_keyword(key), str(value)) for key, value in pairs.items()]
     try:
         handle = await client.start_workflow(
-            names.WORKFLOW_OF_MODE[plan.mode],
+            names.DRILL if drill else names.WORKFLOW_OF_MODE[plan.mode],
             MigrationInput(plan=plan),
             id=wanted,
             task_queue=names.CONTROL_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             search_attributes=TypedSearchAttributes(attributes),
-            static_summary=f"{plan.vm}: {plan.mode}, {plan.source} to {plan.target}",
+            static_summary=f"{plan.vm}: {mode}, {plan.source} to {plan.target}",
             rpc_timeout=RPC_TIMEOUT,
         )
     except WorkflowAlreadyStartedError:
@@ -150,6 +153,7 @@ async def _completed(client: Client, wanted: str) -> bool:
     return done and from_execution(description).phase == Phase.COMPLETED
 
 
-def _line(start: Start) -> Text:
+def start_line(start: Start) -> Text:
+    """One line about what became of a start."""
     keeps = " (with the plan it was started with)" if start.outcome == "already running" else ""
     return Text(f"{start.workflow_id}: {start.outcome}{keeps}")

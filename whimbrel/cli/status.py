@@ -42,10 +42,10 @@ def command(target: Target = None, vm: Vms = None, check: Check = False, as_json
 
 async def _read(client: Client, target: str | None, vms: list[str]) -> tuple[list[MigrationView], bool]:
     if target is None:
-        return await list_migrations(client), False
+        return await list_migrations(client, drills=True), False
     if not vms:
         plan = _plan_of(target)
-        listed = await list_migrations(client, **{SA_PLAN: plan}) if plan is not None else []
+        listed = await list_migrations(client, {SA_PLAN: plan}) if plan is not None else []
         if len(listed) > 1 or (listed and not is_plan_file(target)):
             return listed, False
     (workflow_id, *more) = await find(client, target, vms)

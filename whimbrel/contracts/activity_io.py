@@ -262,6 +262,7 @@ class PrecheckRequest(Frozen):
     link_hint: float | None = None
     """Bytes per second measured by the rounds so far; stands in where nothing is probed."""
     dirty_hint: float | None = None
+    drill: bool = False
 
 
 class PrecheckAnswer(Frozen):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from whimbrel.model.endpoint import Frozen
-from whimbrel.model.progress import StreamFigures
+from whimbrel.model.stream import StreamFigures
 
 Stage = Literal["opening", "scanning", "copying", "checking", "comparing", "hydrating"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from whimbrel.model.endpoint import Endpoint, Frozen, NbdEndpoint
 from whimbrel.model.plan import StreamPolicy
 from whimbrel.model.point import DiskPoint
-from whimbrel.model.progress import StreamFigures
+from whimbrel.model.stream import StreamFigures
 from whimbrel.model.vm import TargetDisk, VmSpec
 
 
@@ -15,8 +15,8 @@ class DiskStream(Frozen):
     disk: TargetDisk
     source: DiskPoint
     """What is missing is read here."""
-    changed_only: bool = False
-    """All but what the source's tracking names has been copied already (pre-copy)."""
+    precopied: bool = False
+    """The volume was copied before: only what the source's tracking names is missing (all, if it names nothing)."""
     shadow: Endpoint | None = None
     """Where the guest's writes are kept as well."""
 

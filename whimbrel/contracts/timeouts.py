@@ -47,6 +47,13 @@ BULK = Timing(
 Attempts end after about a quarter of a minute of failures because what they read may be gone for good (a hypervisor
 that died takes the point in time with it): the workflow then opens both ends again and goes on, as long as it takes.
 """
+HYDRATE = Timing(
+    timedelta(days=30),
+    RetryPolicy(initial_interval=_seconds(1), maximum_attempts=2),
+    heartbeat=_seconds(20),
+    own_beats=True,
+)
+"""It only watches: servers go on without it. After two attempts the operator is told, and both ends are opened."""
 CUTOVER = Timing(
     _seconds(120),
     RetryPolicy(initial_interval=_seconds(0.5), maximum_interval=_seconds(10)),
@@ -61,6 +68,12 @@ HEALTH = Timing(
     heartbeat=CALL_HEARTBEAT,
 )
 """Schedule-to-close is the plan's own."""
+SWITCH = Timing(
+    timedelta(minutes=10),
+    RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(30)),
+    heartbeat=CALL_HEARTBEAT,
+)
+"""The guest runs all the while, so there is time; an end would leave it half switched."""
 COMPENSATION = Timing(
     timedelta(minutes=10),
     RetryPolicy(initial_interval=_seconds(1), maximum_interval=timedelta(minutes=2)),
@@ -83,6 +96,7 @@ TABLE: dict[str, Timing] = {
     "compute.ensure_absent": COMPENSATION,
     "compute.release": CLOUD_WRITE,
     "compute.restore_source": COMPENSATION,
+    "compute.switch_disks": SWITCH,
     "volume.ensure": CLOUD_WRITE,
     "volume.remove": COMPENSATION,
     "volume.open_writer": CLOUD_WRITE,
@@ -103,6 +117,16 @@ TABLE: dict[str, Timing] = {
     "handover.reclaim": COMPENSATION,
     "handover.forget_source": CLOUD_WRITE,
     "handover.remove_markers": COMPENSATION,
+    "shadow.open": CLOUD_WRITE,
+    "shadow.merge": COMPENSATION,
+    "shadow.drop": CLOUD_WRITE,
+    "stream.serve": CLOUD_WRITE,
+    "stream.hydrate": HYDRATE,
+    "stream.figures": CLOUD_READ,
+    "stream.prove": BULK,
+    "stream.drain": COMPENSATION,
+    "stream.stop": SWITCH,
+    "drill.record": CLOUD_WRITE,
     "health.check": HEALTH,
     "ledger.read_back": GATHER,
 }

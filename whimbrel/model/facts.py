@@ -166,5 +166,11 @@ class PathFacts(Frozen):
     """Versions of what the mover runs on."""
     state_free_bytes: int | None = None
     """Free space where manifests are kept."""
+    target_file_seen: bool | None = None
+    """The mover opens the target's volumes under their path; None: not tried (only streaming needs it)."""
+    drilled_at: datetime | None = None
+    """When the newest passed drill of the VM ended."""
+    traces: int = 0
+    """Recorded reads of the VM that prefetch can use."""
     commands: dict[str, str] = Field(default_factory=dict)
     """Program of each command check of the plan -> its path on the worker; empty when it cannot be run."""

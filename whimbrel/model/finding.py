@@ -51,6 +51,8 @@ class PrecheckFacts(Frozen):
     handover: HandoverFacts = HandoverFacts()
     """Gathered for mode dual-attach only."""
     stage: Literal["plan", "start", "cutover"] = "start"
+    drill: bool = False
+    """A rehearsal: the source goes on running."""
 
 
 class PrecheckResult(Frozen):

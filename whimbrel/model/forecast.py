@@ -104,6 +104,7 @@ def forecast(
     dirty_hint: float | None = None,
     link_hint: float | None = None,
     data_bytes: int | None = None,
+    streamed: bool = False,
 ) -> Forecast | None:
     """The forecast after the rounds so far; None when nothing is known yet.
 
@@ -119,7 +120,8 @@ def forecast(
     delta_bytes = dirty * (since_s + stop_s)
     if data_bytes is not None:
         delta_bytes = min(delta_bytes, float(data_bytes))
-    delta_s = delta_bytes / rate + ROUND_OVERHEAD_S
+    # What is streamed arrives while the guest runs.
+    delta_s = (0.0 if streamed else delta_bytes / rate) + ROUND_OVERHEAD_S
     return Forecast(
         made_at=now,
         stop_s=stop_s,

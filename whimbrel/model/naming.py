@@ -18,6 +18,11 @@ def workflow_id(plan: str, vm: str) -> str:
     return f"vm/{plan}/{vm}"
 
 
+def drill_id(plan: str, vm: str) -> str:
+    """Id of the workflow that rehearses the move of one VM of a plan."""
+    return f"drill/{plan}/{vm}"
+
+
 def volume_name(vm: str, disk: str, migration: str) -> str:
     """Name of the target volume for a disk; characters that a storage may refuse become dashes."""
     return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', vm)}-{disk}-{migration}"

@@ -205,6 +205,19 @@ class VmPlan(Frozen):
     ignore: tuple[str, ...] = ()
     """Ids of precheck rules whose blocking findings the operator accepts."""
 
+    @model_validator(mode="after")
+    def _fits_its_mode(self) -> VmPlan:
+        if self.mode == "streaming" and self.keep_writes:
+            raise ValueError("keep_writes: with mode streaming say stream.protect: mirror (or journal) instead")
+        if self.mode == "streaming" and self.disk_format == "qcow2":
+            raise ValueError("disk_format: mode streaming makes raw volumes; say keep or raw")
+        return self
+
+    @property
+    def runs_rounds(self) -> bool:
+        """Whether the VM is copied while it runs, in rounds, before the source is stopped."""
+        return self.mode == "incremental" or (self.mode == "streaming" and self.stream.precopy)
+
     def pool_for(self, source_pool: str | None) -> str | None:
         """Target pool for a disk in ``source_pool``; None when the plan maps neither it nor ``*``."""
         return self.storage.get(source_pool or "", self.storage.get("*"))

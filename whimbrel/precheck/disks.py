@@ -67,6 +67,8 @@ def target_format(facts: PrecheckFacts) -> Answer:
         disk.key: disk.format.removesuffix("-v2") if facts.plan.disk_format == "keep" else facts.plan.disk_format
         for disk in the_vm(facts).disks
     }
+    if facts.plan.mode == "streaming":
+        wanted = dict.fromkeys(wanted, "raw")
     missing = [f"{key} as {form}" for key, form in wanted.items() if form not in offered]
     if missing:
         return found(
@@ -80,8 +82,8 @@ def target_format(facts: PrecheckFacts) -> Answer:
 def tracking(facts: PrecheckFacts) -> Answer:
     """Raw and qcow2 version 2 images hold no persistent bitmap: each round reads and hashes them whole."""
     vm = the_vm(facts)
-    if facts.plan.mode == "cold":
-        return ok("not needed in mode cold")
+    if not facts.plan.runs_rounds:
+        return ok(f"not needed in mode {facts.plan.mode}")
     whole = untracked(vm)
     if not source_can(facts).change_tracking:
         whole = tuple(disk for disk in vm.disks if not disk.read_only)
@@ -104,9 +106,11 @@ def tracking_stale(facts: PrecheckFacts) -> Answer:
     stale = [f"{disk.key}: {name}" for disk in disk_facts(facts) for name in disk.stale_tracking]
     if not stale:
         return ok("no damaged checkpoints")
-    if facts.plan.mode == "cold":
+    if not facts.plan.runs_rounds:
         return found(
-            f"damaged checkpoints or bitmaps: {listed(stale)}", "nothing: mode cold does not use them", Severity.INFO
+            f"damaged checkpoints or bitmaps: {listed(stale)}",
+            f"nothing: mode {facts.plan.mode} does not use them",
+            Severity.INFO,
         )
     return found(
         f"damaged checkpoints or bitmaps: {listed(stale)}",

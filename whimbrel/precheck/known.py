@@ -130,6 +130,7 @@ def outage(facts: PrecheckFacts) -> Forecast:
     Incremental: the forecast of the rounds with the measured rates as hints; disks without tracking add the time to
     read and hash them once more while the guest is stopped. Cold: everything is copied while the guest is stopped.
     Dual-attach: stop and boot, and two seconds for the handover.
+    Streaming: nothing is waited for but stop and boot.
     """
     moment = facts.path.measured_at or facts.target.clock or facts.source.clock or datetime.fromtimestamp(0, UTC)
     rounds = facts.plan.rounds
@@ -145,12 +146,13 @@ def outage(facts: PrecheckFacts) -> Forecast:
         )
     vm, link = the_vm(facts), link_bytes_per_s(facts)
     total = data_bytes(vm)
-    if facts.plan.mode == "cold":
-        delta_s = total / link + ROUND_OVERHEAD_S
+    if not facts.plan.runs_rounds:
+        # What is streamed is not waited for.
+        delta_s = (total / link if facts.plan.mode == "cold" else 0.0) + ROUND_OVERHEAD_S
         return Forecast(
             made_at=moment,
             stop_s=rounds.expected_stop_s,
-            delta_bytes=float(total),
+            delta_bytes=float(total) if facts.plan.mode == "cold" else 0.0,
             delta_s=delta_s,
             boot_s=rounds.expected_boot_s,
             outage_s=rounds.expected_stop_s + delta_s + rounds.expected_boot_s,
@@ -166,10 +168,11 @@ def outage(facts: PrecheckFacts) -> Forecast:
         dirty_hint=dirty_bytes_per_s(facts),
         link_hint=link,
         data_bytes=total,
+        streamed=facts.plan.mode == "streaming",
     )
     if made is None:
         raise FactMissing("nothing to forecast from")
-    scan_s = scan_seconds(facts)
+    scan_s = 0.0 if facts.plan.mode == "streaming" else scan_seconds(facts)
     return made.model_copy(update={"delta_s": made.delta_s + scan_s, "outage_s": made.outage_s + scan_s})
 
 

@@ -29,7 +29,7 @@ LONG_S = 3600.0
 @rule("forecast.converges", "rounds get smaller", Severity.WARN, catalogue=(24,), stages=START)
 def converges(facts: PrecheckFacts) -> Answer:
     """The guest touches new blocks more slowly than the path carries them, so that rounds shrink."""
-    if facts.plan.mode == "cold" or the_vm(facts).power is not Power.RUNNING:
+    if not facts.plan.runs_rounds or the_vm(facts).power is not Power.RUNNING:
         return ok("no rounds: the VM does not write during the copy")
     dirty, link = dirty_bytes_per_s(facts), link_bytes_per_s(facts)
     figures = f"the guest changes {rate_text(dirty)}, the path carries {rate_text(link)}"
@@ -107,7 +107,7 @@ def window_length(facts: PrecheckFacts) -> Answer:
 def window_reach(facts: PrecheckFacts) -> Answer:
     """Begun now, the first copy is done before the window closes; in mode cold nothing is copied before the cutover."""
     closes = facts.plan.window.closes_at
-    if closes is None or facts.plan.mode == "cold":
+    if closes is None or not facts.plan.runs_rounds:
         return ok("nothing to be ready for")
     done = now(facts) + timedelta(seconds=min(baseline_s(facts), 10 * 365 * 86400.0))
     if done > closes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from whimbrel.model.finding import Finding, PrecheckFacts, Severity
-from whimbrel.precheck import capacity, connectivity, disks, handover, networks, policy, source
+from whimbrel.precheck import capacity, connectivity, disks, handover, networks, policy, source, streaming
 from whimbrel.precheck.known import listed
 from whimbrel.precheck.rule import Answer, Rule, found, ok, rule
 
@@ -32,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     *capacity.RULES,
     *policy.RULES,
     *handover.RULES,
+    *streaming.RULES,
     ignore_known,
 )
 

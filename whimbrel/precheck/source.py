@@ -54,7 +54,7 @@ def mode_served(facts: PrecheckFacts) -> Answer:
     can = source_can(facts)
     if "source" not in can.roles:
         return found(f"{facts.plan.source} ({can.kind}) cannot be a source", "choose another source cloud")
-    if facts.plan.mode == "incremental" and not can.live_points:
+    if facts.plan.runs_rounds and not can.live_points:
         return found(f"{facts.plan.source} cannot open points in time of a running VM", "set mode: cold for this VM")
     return ok(f"{can.kind} serves mode {facts.plan.mode}")
 

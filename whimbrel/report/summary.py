@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from whimbrel.model.figures import bytes_text, duration_text, rate_text
 from whimbrel.model.forecast import Score
 from whimbrel.model.progress import MigrationReport, Outage
+from whimbrel.model.stream import StreamFigures
 
 OUTCOMES = {"completed": "Completed", "rolled_back": "Rolled back", "refused": "Refused"}
 TONES = {"completed": "good", "rolled_back": "fair", "refused": "bad"}
@@ -98,6 +99,39 @@ def summary_rows(report: MigrationReport) -> list[tuple[str, str]]:
         rows.append(("Source restored", "yes, its definition is the one before" if report.source_restored else "NO"))
     if report.writes_kept_bytes is not None:
         rows.append(("Writes brought back", bytes_text(report.writes_kept_bytes)))
+    rows += _stream_rows(report)
     if status.health:
         rows.append(("Health checks", "; ".join(status.health)))
+    return rows
+
+
+def stream_text(figures: StreamFigures) -> str:
+    """Hit rate, misses and where the bytes came from."""
+    rate = "no requests" if figures.hit_rate is None else f"{100 * figures.hit_rate:.1f} % found their data"
+    waits = [figures.miss_p50_ms, figures.miss_p95_ms, figures.miss_p99_ms]
+    told = ", ".join(
+        f"{name} {value:.1f} ms" for name, value in zip(("p50", "p95", "p99"), waits, strict=True) if value
+    )
+    fetched = f"{bytes_text(figures.demand_bytes)} on demand, {bytes_text(figures.background_bytes)} ahead"
+    return f"{rate}; {figures.misses} misses{f' ({told})' if told else ''}; {fetched}"
+
+
+def _stream_rows(report: MigrationReport) -> list[tuple[str, str]]:
+    status, drill = report.status, report.drill
+    rows = []
+    if status.stream is not None:
+        rows.append(("Stream", stream_text(status.stream)))
+        if status.stream.server_starts:
+            rows.append(("Servers restarted", str(status.stream.server_starts)))
+    if status.outage is not None and status.outage.started_at is not None and status.hydrated_at is not None:
+        took_s = (status.hydrated_at - status.outage.started_at).total_seconds()
+        rows.append(("All data there", f"{duration_text(took_s)} after the start"))
+    if status.switched_at is not None:
+        rows.append(("On its own disks", time_text(status.switched_at)))
+    if drill is not None:
+        rows.append(("Drill", "passed" if drill.passed else f"NOT passed: {drill.why}"))
+        if drill.boot_s is not None:
+            rows.append(("Boot until checks passed", duration_text(drill.boot_s)))
+        if drill.frozen_at is not None:
+            rows.append(("State rehearsed", time_text(drill.frozen_at)))
     return rows

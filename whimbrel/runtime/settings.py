@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -19,6 +20,10 @@ class WorkerSettings(BaseSettings):
     """Site whose data this worker moves: it serves the task queue ``data-<site>``. None: ``site`` of the file."""
     state_dir: Path | None = None
     """Manifests are kept here; copies resume only while it survives. None: ``state_dir`` of the file."""
+    socket_dir: Path | None = None
+    """Sockets of streaming servers, on the host of the target VMs: QEMU connects there. None: below ``state_dir``."""
+    stream_launcher: Literal["process", "systemd"] = "process"
+    """Who keeps streaming servers running: a supervising process of their own, or systemd (``whimbrel-stream@``)."""
     queues: str = "control,data"
     """Which queues to serve: ``control``, ``data`` or both."""
     max_copies: int = Field(default=8, ge=1)

@@ -22,7 +22,7 @@ from typing import Annotated, Any, Final
 from pydantic import Field, TypeAdapter
 
 from whimbrel.errors import InvalidPlan, Unavailable, WhimbrelError
-from whimbrel.model.endpoint import FileEndpoint, NbdEndpoint
+from whimbrel.stream.config import SourceEndpoint
 from whimbrel.stream.listener import listen_unix
 from whimbrel.stream.server import StreamServer
 
@@ -113,12 +113,10 @@ class Control:
         return {}
 
 
-_ENDPOINT: Final[TypeAdapter[NbdEndpoint | FileEndpoint]] = TypeAdapter(
-    Annotated[NbdEndpoint | FileEndpoint, Field(discriminator="kind")]
-)
+_ENDPOINT: Final[TypeAdapter[SourceEndpoint]] = TypeAdapter(Annotated[SourceEndpoint, Field(discriminator="kind")])
 
 
-def _endpoint(asked: dict[str, Any]) -> NbdEndpoint | FileEndpoint:
+def _endpoint(asked: dict[str, Any]) -> SourceEndpoint:
     return _ENDPOINT.validate_python(asked["endpoint"] if "endpoint" in asked else _lacks("endpoint"))
 
 

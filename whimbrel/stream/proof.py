@@ -44,7 +44,7 @@ def prove(
     *,
     should_stop: Callable[[], bool] = lambda: False,
     on_progress: Callable[[int, int], None] = lambda _done, _total: None,
-    pace: Callable[[int], None] = lambda _bytes: None,
+    pace: Callable[[int], object] = lambda _bytes: None,
 ) -> Proof | None:
     """Compare the target's unwritten chunks with ``source``; None when ``should_stop`` said so.
 

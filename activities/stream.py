@@ -1,0 +1,260 @@
+"""Activities that start, watch, prove and end streaming servers; they run on the host of the target VM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from temporalio import activity
+
+from activities.bulk import BulkWatch, Notify
+from activities.hydration import Hydration, NotifyStream, figures_of
+from whimbrel.contracts.activity_io import CompareDiskResult, Done
+from whimbrel.contracts.stream_io import (
+    DiskStream,
+    HydrateInput,
+    HydrateResult,
+    ProveInput,
+    ServedDisk,
+    ServeInput,
+    ServeResult,
+    StopStreamInput,
+    StreamInput,
+)
+from whimbrel.dataplane import Governor, Priority, open_device
+from whimbrel.errors import Unavailable, Unsupported
+from whimbrel.model.endpoint import FileEndpoint, MemoryEndpoint, NbdEndpoint
+from whimbrel.model.extent import Extent
+from whimbrel.model.progress import VerifyRecord
+from whimbrel.ports.cloud import CloudRegistry
+from whimbrel.stream.config import ListenAt, StreamConfig, read_config
+from whimbrel.stream.control import ask
+from whimbrel.stream.place import Place, traces_of
+from whimbrel.stream.proof import prove
+from whimbrel.stream.protect.config import ProtectConfig
+from whimbrel.stream.seed import seed_map
+
+KEPT_TRACES = 5
+SOCKET_MODE = 0o666
+"""QEMU runs under a user of its own; who may come here is settled by the directory of the sockets."""
+
+Launch = Callable[[Path], None]
+"""Starts the server of a configuration file, or adopts the one that runs; returns when it answers."""
+Stop = Callable[[Place], None]
+"""Ends a server in order, and whoever would start it again; one that is not there is fine."""
+
+
+class StreamActivities:
+    """Streaming servers of this host, found by migration and disk."""
+
+    def __init__(
+        self,
+        clouds: CloudRegistry,
+        state_dir: Path,
+        socket_dir: Path,
+        launch: Launch,
+        stop: Stop,
+        *,
+        governor: Governor,
+        notify: Notify | None = None,
+        notify_stream: NotifyStream | None = None,
+        no_progress_s: float = 600.0,
+    ) -> None:
+        self._clouds = clouds
+        self._state_dir = state_dir
+        self._socket_dir = socket_dir
+        self._launch = launch
+        self._stop = stop
+        self._governor = governor
+        self._notify = notify
+        self._notify_stream = notify_stream
+        self._no_progress_s = no_progress_s
+
+    def _place(self, migration: str, disk: str) -> Place:
+        return Place(self._state_dir, self._socket_dir, migration, disk)
+
+    @activity.defn(name="stream.serve", no_thread_cancel_exception=True)
+    def serve(self, wanted: ServeInput) -> ServeResult:
+        """Have a server run for every disk; those that run already are told where the source is now."""
+        served = []
+        for disk in wanted.disks:
+            place = self._place(wanted.migration, disk.disk.spec.key)
+            config = self._config(wanted, disk, place)
+            self._serve(place, config, disk)
+            endpoint = NbdEndpoint(unix_path=str(place.nbd), export=config.export, writable=True)
+            served.append(ServedDisk(key=disk.disk.spec.key, endpoint=endpoint))
+        return ServeResult(disks=tuple(served))
+
+    def _config(self, wanted: ServeInput, disk: DiskStream, place: Place) -> StreamConfig:
+        key, policy = disk.disk.spec.key, wanted.policy
+        source = disk.source.endpoint
+        if not isinstance(source, (NbdEndpoint, FileEndpoint, MemoryEndpoint)):
+            raise Unsupported(
+                f"disk {key} can only be read through {source.kind}, which a stream cannot use",
+                action="use mode incremental or cold for this VM",
+            )
+        shadow = disk.shadow
+        if shadow is not None and not isinstance(shadow, (NbdEndpoint, FileEndpoint, MemoryEndpoint)):
+            raise Unsupported(f"the shadow of disk {key} cannot be reached through {shadow.kind}")
+        path = self._clouds.get(wanted.cloud).serving.local_path(disk.disk.volume)
+        traces: tuple[str, ...] = ()
+        if policy.prefetch:
+            kept = traces_of(self._state_dir, wanted.vm, key)
+            traces = tuple(str(trace) for trace in sorted(kept.glob("*.trace"))) if kept.is_dir() else ()
+        return StreamConfig.model_validate(
+            {
+                "target_path": path,
+                "map_stem": str(place.map_stem),
+                "size_bytes": disk.source.size_bytes,
+                "source": source,
+                "source_identity": f"{wanted.migration}/{key}/{wanted.epoch}",
+                "listen": (ListenAt(unix_path=str(place.nbd), unix_mode=SOCKET_MODE),),
+                "control_path": str(place.control),
+                "bandwidth_bytes_per_s": wanted.bandwidth_bytes_per_s,
+                "source_fail_after_s": policy.source_fail_after_s,
+                "protect": ProtectConfig(
+                    mode=policy.protect if shadow is not None else "none",
+                    shadow=shadow,
+                    journal_path=str(place.journal),
+                    max_lag_bytes=policy.max_lag_bytes,
+                    max_lag_s=policy.max_lag_s,
+                ),
+                "prefetch": {"history": traces, "sequential": policy.prefetch, "correlation": policy.prefetch},
+                "trace_path": str(place.trace) if wanted.record else None,
+            }
+        )
+
+    def _serve(self, place: Place, config: StreamConfig, disk: DiskStream) -> None:
+        before = read_config(place.config) if place.config.exists() else None
+        if before is not None and before != config:
+            self._move(place, before, config)
+        place.write_config(config)
+        if disk.precopied:
+            seed_map(config, _changed(disk))
+        self._launch(place.config)
+
+    def _move(self, place: Place, before: StreamConfig, config: StreamConfig) -> None:
+        """Tell a running server where its source and its shadow are now; anything else needs a new start."""
+        shadow = config.protect.shadow
+        protect = before.protect.model_copy(update={"shadow": shadow})
+        moved = before.model_copy(update={"source": config.source, "prefetch": config.prefetch, "protect": protect})
+        if moved != config:
+            self._stop(place)
+            return
+        try:
+            if config.source != before.source:
+                ask(place.control, "source", endpoint=config.source.model_dump(mode="json"))
+            if shadow is not None and shadow != before.protect.shadow:
+                ask(place.control, "shadow", endpoint=shadow.model_dump(mode="json"))
+        except Unavailable:
+            return  # it starts anew, from the new configuration
+
+    @activity.defn(name="stream.hydrate", no_thread_cancel_exception=True)
+    def hydrate(self, job: HydrateInput) -> HydrateResult:
+        """Watch until every byte has arrived; servers that died are started again.
+
+        Raises Unavailable when source or shadow stay away (both ends are to be opened anew), QuotaExceeded when the
+        target is full.
+        """
+        places = [self._place(job.migration, disk) for disk in job.disks]
+        watching = Hydration(job, places, self._launch, notify=self._notify, notify_stream=self._notify_stream)
+        try:
+            return HydrateResult(figures=watching.run())
+        finally:
+            watching.close()
+
+    @activity.defn(name="stream.figures", no_thread_cancel_exception=True)
+    def figures(self, wanted: StreamInput) -> HydrateResult:
+        """What the servers have done so far."""
+        places = [self._place(wanted.migration, disk) for disk in wanted.disks]
+        return HydrateResult(figures=figures_of([ask(place.control, "status") for place in places]))
+
+    @activity.defn(name="stream.prove", no_thread_cancel_exception=True)
+    def prove(self, job: ProveInput) -> CompareDiskResult:
+        """Compare every chunk that the guest never wrote with the source."""
+        config = read_config(self._place(job.migration, job.disk).config)
+        with BulkWatch(job.disk, no_progress_s=self._no_progress_s) as watch:
+            watch.stage("comparing")
+            source = open_device(job.source.endpoint)
+            share = self._governor.share(Priority.HYDRATION, job.limit_bytes_per_s)
+            try:
+                proof = prove(
+                    config,
+                    source,
+                    should_stop=watch.should_stop,
+                    on_progress=lambda done, total: watch.moved(done=done, total=total),
+                    pace=lambda count: share.take(count, watch.should_stop),
+                )
+            finally:
+                source.close()
+            if proof is None:
+                watch.raise_stopped()
+                raise AssertionError("unreachable")
+        left_out = []
+        if proof.written_bytes:
+            left_out.append(f"{proof.written_bytes} bytes that the guest wrote")
+        if proof.unsure_bytes:
+            left_out.append(f"{proof.unsure_bytes} bytes that a crash of the host leaves open")
+        record = VerifyRecord(
+            disk=job.disk,
+            mode="full",
+            compared_bytes=proof.compared_bytes,
+            skipped_zero_bytes=proof.zero_bytes,
+            mismatches=proof.mismatches,
+            first_mismatches=proof.first_mismatches,
+            digest=proof.digest,
+            sample=f"without {' and '.join(left_out)}" if left_out else "",
+        )
+        return CompareDiskResult(record=record)
+
+    @activity.defn(name="stream.drain", no_thread_cancel_exception=True)
+    def drain(self, wanted: StreamInput) -> Done:
+        """Return when all acknowledged writes are in the shadows, durably. Raises Unavailable while one is away."""
+        for disk in wanted.disks:
+            place = self._place(wanted.migration, disk)
+            if not place.config.exists():
+                continue
+            self._launch(place.config)
+            if not ask(place.control, "drain")["drained"]:
+                raise Unavailable(
+                    f"the last writes of disk {disk} are not at the source yet",
+                    action="see that the source's host answers; it is tried again, and nothing is lost meanwhile",
+                    disk=disk,
+                )
+        return Done()
+
+    @activity.defn(name="stream.stop", no_thread_cancel_exception=True)
+    def stop(self, wanted: StopStreamInput) -> Done:
+        """End the servers in order and remove their files; those that never ran are fine."""
+        for disk in wanted.disks:
+            place = self._place(wanted.migration, disk)
+            self._stop(place)
+            if wanted.keep_trace_of is not None:
+                self._keep_trace(place, wanted.keep_trace_of, disk)
+            place.remove()
+        return Done()
+
+    def _keep_trace(self, place: Place, vm: str, disk: str) -> None:
+        segments = sorted(place.directory.glob(f"{disk}.trace*")) if place.directory.is_dir() else []
+        if not segments:
+            return
+        kept = traces_of(self._state_dir, vm, disk)
+        kept.mkdir(parents=True, exist_ok=True)
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        for number, segment in enumerate(segments):
+            segment.replace(kept / f"{stamp}-{place.migration}-{number}.trace")
+        for old in sorted(kept.glob("*.trace"))[:-KEPT_TRACES]:
+            old.unlink(missing_ok=True)
+
+
+def _changed(disk: DiskStream) -> Iterator[Extent]:
+    """What the copy lacks; asked only when a map is made."""
+    if not disk.source.tracked:
+        yield Extent(0, disk.source.size_bytes)
+        return
+    device = open_device(disk.source.endpoint)
+    try:
+        yield from device.changed()
+    finally:
+        device.close()

@@ -1,0 +1,236 @@
+"""Watching streaming servers: started again, waited for, yielding, complete."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.exceptions import CancelledError
+from temporalio.testing import ActivityEnvironment
+
+from activities import hydration
+from activities.hydration import Hydration
+from tests.stream.streams import CHUNK, config_for, make_source
+from tests.workflows.streams import InProcessStreams
+from whimbrel.contracts.heartbeat import StreamMark
+from whimbrel.contracts.stream_io import HydrateInput
+from whimbrel.errors import QuotaExceeded, Unavailable
+from whimbrel.model.plan import StreamPolicy
+from whimbrel.model.stream import StreamFigures
+from whimbrel.stream.place import Place
+
+SIZE = 64 * CHUNK
+
+
+@pytest.fixture
+def streams() -> Iterator[InProcessStreams]:
+    """Servers of this process."""
+    made = InProcessStreams()
+    yield made
+    made.close()
+
+
+def _place(tmp_path: Path, streams: InProcessStreams, disk: str = "vda", **more: Any) -> Place:
+    place = Place(tmp_path, streams.socket_dir, "0123456789", disk)
+    make_source(tmp_path / f"{disk}.src", SIZE)
+    config = config_for(tmp_path, SIZE).model_copy(
+        update={
+            **more,
+            "target_path": str(tmp_path / f"{disk}.raw"),
+            "map_stem": str(place.map_stem),
+            "control_path": str(place.control),
+            "source": config_for(tmp_path, SIZE).source.model_copy(update={"path": str(tmp_path / f"{disk}.src")}),
+            "listen": (config_for(tmp_path, SIZE).listen[0].model_copy(update={"unix_path": str(place.nbd)}),),
+        }
+    )
+    place.write_config(config)
+    return place
+
+
+def _run(work: Callable[[], Any]) -> Any:
+    return ActivityEnvironment().run(work)
+
+
+def _job(*disks: str, **more: Any) -> HydrateInput:
+    return HydrateInput(migration="0123456789", disks=disks, policy=StreamPolicy(), **more)
+
+
+def test_two_disks_arrive_and_their_figures_are_one(tmp_path: Path, streams: InProcessStreams) -> None:
+    places = [_place(tmp_path, streams, disk) for disk in ("vda", "vdb")]
+    beats: list[Any] = []
+
+    def work() -> StreamFigures:
+        return Hydration(_job("vda", "vdb"), places, streams.launch).run()
+
+    environment = ActivityEnvironment()
+    environment.on_heartbeat = lambda *details: beats.extend(details)
+    figures = environment.run(work)
+    assert figures.disks == 2
+    assert figures.total_bytes == 2 * SIZE
+    assert figures.missing_bytes == 0
+    assert beats[-1].percent if hasattr(beats[-1], "percent") else beats[-1].done_bytes == 2 * SIZE
+    assert beats[-1].stage == "hydrating"
+    for disk in ("vda", "vdb"):
+        assert (tmp_path / f"{disk}.raw").read_bytes() == (tmp_path / f"{disk}.src").read_bytes()
+
+
+def test_without_background_only_the_guest_fetches(tmp_path: Path, streams: InProcessStreams) -> None:
+    place = _place(tmp_path, streams, bandwidth_bytes_per_s=100e3)
+    environment = ActivityEnvironment()
+    worker = threading.Thread(
+        target=lambda: environment.run(
+            lambda: _expect_cancel(Hydration(_job("vda", background=False), [place], streams.launch))
+        )
+    )
+    worker.start()
+    try:
+        worker.join(2.0)
+        assert worker.is_alive()
+        status = streams.server().status()
+        assert status["background"]["paused"]  # type: ignore[index]
+        assert status["missing_chunks"]
+    finally:
+        environment.cancel()
+        worker.join(10)
+    assert not worker.is_alive()
+
+
+def _expect_cancel(watching: Hydration) -> None:
+    with pytest.raises(CancelledError):
+        watching.run()
+
+
+class Scripted:
+    """A server that answers as it is told."""
+
+    def __init__(self, **status: Any) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.launched = 0
+        self.dead = False
+        self.status: dict[str, Any] = {
+            "pid": 1,
+            "size_bytes": SIZE,
+            "chunk_bytes": CHUNK,
+            "missing_chunks": 10,
+            "written_chunks": 0,
+            "host_crashes": 0,
+            "source": {"away_s": None, "error": None},
+            "target_error": None,
+            "statistics": {
+                "hits": 1, "misses": 1, "demand_bytes": 0, "background_bytes": 0,
+                "demand_bytes_per_s": 0, "background_bytes_per_s": 0, "miss_latency": {"recent_p99_ms": None},
+            },
+            **status,
+        }  # fmt: skip
+
+    def ask(self, _path: Path, verb: str, **words: Any) -> dict[str, Any]:
+        """The control socket."""
+        if self.dead:
+            raise Unavailable("nobody there")
+        if verb == "status":
+            return self.status
+        self.asked.append((verb, words))
+        return {}
+
+    def launch(self, _path: Path) -> None:
+        """The launcher."""
+        self.launched += 1
+        self.dead = False
+        self.status = {**self.status, "pid": self.status["pid"] + 1}
+
+    def slow(self, milliseconds: float | None) -> None:
+        """Misses of the last seconds."""
+        figures = {**self.status["statistics"], "miss_latency": {"recent_p99_ms": milliseconds}}
+        self.status = {**self.status, "statistics": figures}
+
+
+def _scripted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: Scripted, policy: StreamPolicy, marks: list[StreamMark]
+) -> Callable[[], StreamFigures]:
+    monkeypatch.setattr(hydration, "ask", script.ask)
+    monkeypatch.setattr(hydration, "LOOK_S", 0.02)
+    monkeypatch.setattr(hydration, "CALM_S", 0.1)
+    place = Place(tmp_path, tmp_path, "m", "vda")
+    job = HydrateInput(migration="m", disks=("vda",), policy=policy, source_patience_s=5.0)
+
+    def work() -> StreamFigures:
+        watching = Hydration(
+            job, [place], script.launch, notify_stream=lambda _workflow, _run, mark: marks.append(mark)
+        )
+        try:
+            return watching.run()
+        finally:
+            watching.close()
+
+    return work
+
+
+def _later(seconds: float, act: Callable[[], None]) -> None:
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+
+
+def _finish(script: Scripted) -> None:
+    script.status = {**script.status, "missing_chunks": 0}
+
+
+def test_a_dead_server_is_started_again_and_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = Scripted()
+    work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(), [])
+    _later(0.2, lambda: setattr(script, "dead", True))
+    _later(0.6, lambda: _finish(script))
+    figures = _run(work)
+    assert script.launched == 1
+    assert figures.server_starts == 1
+
+
+def test_slow_misses_make_the_background_yield_until_they_are_fast(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script, marks = Scripted(), list[StreamMark]()
+    work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(miss_p99_s=0.05, yield_after_s=0.2), marks)
+    script.slow(80.0)
+    _later(0.6, lambda: script.slow(4.0))
+    _later(1.2, lambda: _finish(script))
+    _run(work)
+    windows = [words["bytes"] for verb, words in script.asked if verb == "set-window"]
+    assert windows == [hydration.YIELD_WINDOW_BYTES, None]
+    assert [mark.slow for mark in marks] == [True, False]
+
+
+def test_a_moment_of_slow_misses_is_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script, marks = Scripted(), list[StreamMark]()
+    work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(miss_p99_s=0.05, yield_after_s=5.0), marks)
+    script.slow(80.0)
+    _later(0.3, lambda: _finish(script))
+    _run(work)
+    assert marks == []
+    assert not [verb for verb, _ in script.asked if verb == "set-window"]
+
+
+def test_an_end_while_yielding_gives_the_window_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = Scripted()
+    work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(miss_p99_s=0.05, yield_after_s=0.05), [])
+    script.slow(80.0)
+    _later(0.5, lambda: _finish(script))
+    _run(work)
+    assert [words["bytes"] for verb, words in script.asked if verb == "set-window"][-1] is None
+
+
+@pytest.mark.parametrize("end", ["source", "protect"])
+def test_an_end_that_stays_away_ends_the_attempt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, end: str) -> None:
+    away = {"away_s": 6.0, "error": "Unavailable: connection refused"}
+    script = Scripted(**{end: away})
+    with pytest.raises(Unavailable, match="shadow" if end == "protect" else "source"):
+        _run(_scripted(monkeypatch, tmp_path, script, StreamPolicy(), []))
+
+
+def test_a_full_target_asks_the_operator(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = Scripted(target_error="no space left on device")
+    with pytest.raises(QuotaExceeded, match="no space left") as full:
+        _run(_scripted(monkeypatch, tmp_path, script, StreamPolicy(), []))
+    assert "make room" in full.value.action

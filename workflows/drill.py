@@ -1,0 +1,173 @@
+"""Drill: the migration rehearsed on an isolated network, from a point in time of the VM that goes on running.
+
+Everything that it makes is taken down again, whatever happens; what stays is the record and the guest's reads.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ApplicationError, FailureError
+
+from activities.compute import ComputeActivities
+from activities.drill import DrillActivities
+from activities.stream import StreamActivities
+from whimbrel.contracts import failure
+from whimbrel.contracts.activity_io import StartInput
+from whimbrel.contracts.migration import MigrationInput, UndoStep
+from whimbrel.contracts.names import DRILL
+from whimbrel.contracts.stream_io import StreamInput
+from whimbrel.model.drill import DrillRecord
+from whimbrel.model.naming import point_key
+from whimbrel.model.plan import HealthPolicy, VmPlan, Window
+from whimbrel.model.progress import MigrationReport, Phase
+from workflows.calls import call
+from workflows.closing import RollbackWanted, check_health
+from workflows.copying import epoch, open_point
+from workflows.cutover import rebuild
+from workflows.hydrating import hydrate, prove
+from workflows.migration import Ending, Migration
+from workflows.opening import precheck, prepare
+from workflows.taking_over import serve
+from workflows.undo import unwind
+
+
+def rehearsed(plan: VmPlan) -> VmPlan:
+    """The plan of a drill: streaming, under another name, on the isolated networks, with the drill's checks."""
+    health = HealthPolicy(
+        checks=(*plan.health.checks, *plan.drill.checks), timeout_s=plan.drill.timeout_s, on_failure="rollback"
+    )
+    return plan.model_copy(
+        update={
+            "mode": "streaming",
+            "target_name": (plan.target_name or plan.vm) + plan.drill.name_suffix,
+            "networks": plan.drill.networks,
+            "disk_format": "keep",
+            "health": health,
+            "window": Window(),
+            "keep_writes": False,
+            "require_drill_s": None,
+            "stream": plan.stream.model_copy(update={"protect": "none", "precopy": False}),
+        }
+    )
+
+
+@workflow.defn(name=DRILL)
+class Drill(Migration):
+    """One VM's rehearsal; its source is read and nothing else."""
+
+    @workflow.init
+    def __init__(self, start: MigrationInput) -> None:
+        super().__init__(start.model_copy(update={"plan": rehearsed(start.plan)}))
+        self.course.drill = True
+        self._started_at: datetime | None = None
+        self._answered_at: datetime | None = None
+        self._frozen_at: datetime | None = None
+
+    @workflow.run
+    async def run(self, start: MigrationInput) -> MigrationReport:
+        """Rehearse, take everything down, report."""
+        del start
+        return await self.carry_out()
+
+    async def steps(self) -> Ending:
+        """Precheck, prepare, freeze, serve, rebuild, boot, check, (hydrate, compare,) take down, record."""
+        course = self.course
+        try:
+            blocking = await precheck(course)
+            if blocking:
+                self._reason = "; ".join(finding.line for finding in blocking)
+                return "refused"
+            await self._rehearse()
+        except (FailureError, RollbackWanted) as error:
+            if isinstance(error, FailureError) and failure.is_cancel(error):
+                raise
+            why = str(error) if isinstance(error, RollbackWanted) else failure.read(error).message
+            await self._record(why)
+            course.wishes.rollback = f"the drill failed: {why}"
+            return "rollback"
+        await unwind(course)
+        await self._record("")
+        self._reason = "the drill passed; all that it made was taken down"
+        return "completed"
+
+    async def _rehearse(self) -> None:
+        course, journal = self.course, self.course.journal
+        await prepare(course)
+        await course.step("freeze the source's disks", self._freeze)
+        journal.push(UndoStep(kind="stop-stream", detail="keep the trace"))
+        await course.step("serve the frozen disks", lambda: serve(course, record=True))
+        journal.enter(Phase.REBUILD)
+        await course.step("rebuild the VM on the isolated network", lambda: rebuild(course))
+        await course.step("start it", self._start)
+        journal.enter(Phase.VERIFY)
+        await check_health(course)
+        self._answered_at = workflow.now()
+        await course.step("read the figures", self._figures)
+        if course.plan.drill.hydrate:
+            await hydrate(course)
+            await course.step("compare", lambda: prove(course))
+
+    async def _freeze(self) -> None:
+        course, journal = self.course, self.course.journal
+        key = point_key(journal.migration, journal.next_serial())
+        journal.source_point, _ = await open_point(course, key, None, track=False)
+        journal.epoch = epoch(journal.source_point)
+        self._frozen_at = journal.source_point.taken_at
+
+    async def _start(self) -> None:
+        journal, plan = self.course.journal, self.course.plan
+        if journal.target_ref is None:
+            raise ApplicationError("the VM was not rebuilt", non_retryable=True)
+        await call(
+            ComputeActivities.start,
+            StartInput(cloud=plan.target, ref=journal.target_ref),
+            summary="start the rehearsed VM",
+        )
+        self._started_at = workflow.now()
+
+    async def _figures(self) -> None:
+        journal = self.course.journal
+        wanted = StreamInput(migration=journal.migration, disks=tuple(disk.spec.key for disk in journal.disks))
+        found = await call(
+            StreamActivities.figures, wanted, summary="hit rate and latency of the boot", queue=self.course.data_queue
+        )
+        journal.stream = found.figures
+
+    async def _record(self, why: str) -> None:
+        """Best effort for a drill that failed: the tear-down does not wait for it."""
+        course, journal, plan = self.course, self.course.journal, self.course.plan
+        if journal.spec is None:
+            return
+        record = DrillRecord(
+            plan=plan.plan,
+            vm=plan.vm,
+            ref=journal.vm.ref,
+            source=plan.source,
+            target=plan.target,
+            migration=journal.migration,
+            passed=not why,
+            why=why,
+            frozen_at=self._frozen_at,
+            started_at=self._started_at,
+            answered_at=self._answered_at,
+            ended_at=workflow.now(),
+            checks=journal.health,
+            figures=journal.stream,
+            hydrated=journal.hydrated_at is not None,
+            compared=bool(journal.verify),
+        )
+        journal.drill = record
+        try:
+            await call(
+                DrillActivities.record,
+                record,
+                summary="keep the record of the drill",
+                queue=course.data_queue,
+                schedule_to_close=timedelta(minutes=2) if why else None,
+            )
+        except FailureError as error:
+            if failure.is_cancel(error) or not why:
+                raise
+            workflow.logger.warning("drill.not_recorded", extra={"code": failure.read(error).code})

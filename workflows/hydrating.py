@@ -1,0 +1,208 @@
+"""After the boot: the rest of the data arrives, is compared, and the guest is put on its own disks."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError
+
+from activities.serving import ServingActivities
+from activities.shadow import ShadowActivities
+from activities.stream import StreamActivities
+from whimbrel.contracts import failure
+from whimbrel.contracts.activity_io import VmInput
+from whimbrel.contracts.stream_io import (
+    HydrateInput,
+    HydrateResult,
+    ProveInput,
+    StopStreamInput,
+    SwitchInput,
+)
+from whimbrel.errors import DataMismatch
+from whimbrel.model.ledger import Fate
+from whimbrel.model.naming import shadow_key
+from whimbrel.model.point import DiskPoint
+from whimbrel.model.progress import Phase, VerifyRecord
+from workflows.calls import call, raise_if_cancelled, start
+from workflows.closing import commit
+from workflows.copying import REOPEN_FIRST_S, REOPEN_MAX_S, RETRYABLE, open_point
+from workflows.course import Course
+from workflows.keeping_writes import stop_target as stop_vm
+from workflows.taking_over import open_shadow, serve, shadow_input
+
+
+async def hydrate(course: Course) -> None:
+    """Until every byte is at the target. A source that went away is opened again, for as long as it takes."""
+    journal = course.journal
+    journal.enter(Phase.HYDRATE)
+    await course.step("hydrate", lambda: _hydrate(course))
+    journal.hydrated_at = workflow.now()
+
+
+async def _hydrate(course: Course) -> None:
+    journal = course.journal
+    wait_s = REOPEN_FIRST_S
+    while True:
+        try:
+            result = await _watch(course)
+        except ActivityError as error:
+            found = failure.read(error)
+            if found.code not in RETRYABLE:
+                raise
+            # The guest waits for its data; both ends are opened anew by themselves, and the operator sees why.
+            journal.trouble = course.trouble("hydrate", found, Phase.HYDRATE)
+            course.show()
+            await workflow.sleep(timedelta(seconds=wait_s), summary=f"{found.code}: the source is opened again")
+            wait_s = min(wait_s * 2, REOPEN_MAX_S)
+            await _open_again(course)
+            continue
+        if result is None:
+            continue
+        journal.trouble = None
+        journal.stream = result.figures
+        journal.stream_slow = False
+        return
+
+
+async def _watch(course: Course) -> HydrateResult | None:
+    """One hydration activity; None when it was stopped because the operator wants other settings."""
+    journal, wishes = course.journal, course.wishes
+    generation = wishes.copy_generation
+    paused = wishes.paused
+    job = HydrateInput(
+        migration=journal.migration,
+        disks=tuple(disk.spec.key for disk in journal.disks),
+        policy=course.plan.stream,
+        background=not paused,
+        bandwidth_bytes_per_s=wishes.bandwidth_bytes_per_s,
+    )
+    handle = start(
+        StreamActivities.hydrate,
+        job,
+        summary="fetch on demand only (paused)" if paused else "fetch the rest in the background",
+        queue=course.data_queue,
+    )
+    try:
+        await workflow.wait_condition(
+            lambda: handle.done() or wishes.copy_generation != generation or wishes.paused != paused
+        )
+        if not handle.done():
+            handle.cancel()
+        result = await handle
+        raise_if_cancelled()
+        return result
+    except asyncio.CancelledError:
+        if not handle.done():
+            handle.cancel()
+        await asyncio.gather(handle, return_exceptions=True)
+        raise
+    except ActivityError as error:
+        raise_if_cancelled()
+        if failure.is_cancel(error) and (wishes.copy_generation != generation or wishes.paused != paused):
+            return None
+        raise
+
+
+async def _open_again(course: Course) -> None:
+    """Find the point and the shadow, or open them anew: the source is off, so its disks hold the same bytes."""
+    journal = course.journal
+    assert journal.source_point is not None
+    # Without ``since``: what is missing is known by the servers' maps.
+    journal.source_point, _ = await open_point(course, journal.source_point.key, journal.source_point.since)
+    if journal.shadow is not None:
+        await open_shadow(course)
+    await serve(course)
+
+
+async def prove(course: Course) -> None:
+    """Compare every chunk that the guest never wrote with the source. Raises ApplicationError (DataMismatch)."""
+    journal = course.journal
+    journal.enter(Phase.VERIFY)
+    assert journal.source_point is not None
+
+    async def one(disk: DiskPoint) -> VerifyRecord:
+        job = ProveInput(
+            migration=journal.migration,
+            disk=disk.key,
+            source=disk,
+            limit_bytes_per_s=course.wishes.bandwidth_bytes_per_s,
+        )
+        made = await call(
+            StreamActivities.prove, job, summary=f"compare {disk.key} where the guest never wrote",
+            queue=course.data_queue,
+        )  # fmt: skip
+        return made.record
+
+    tasks = [asyncio.create_task(one(disk)) for disk in journal.source_point.disks]
+    try:
+        journal.verify = tuple(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    wrong = [record for record in journal.verify if record.mismatches]
+    if wrong:
+        told = "; ".join(f"{r.disk}: {r.mismatches} chunks, first at {r.first_mismatches[:4]}" for r in wrong)
+        raise ApplicationError(
+            f"source and target differ where the guest never wrote: {told}",
+            {"action": "roll back: the source is intact"},
+            type=DataMismatch.__name__,
+            non_retryable=True,
+        )
+
+
+async def switch(course: Course) -> None:
+    """Put the running guest on its own disks, then end the servers: from here on it needs nobody."""
+    journal, plan = course.journal, course.plan
+    assert journal.target_ref is not None
+    disks = tuple(disk.model_copy(update={"served": None}) for disk in journal.disks)
+    await call(
+        ServingActivities.switch_disks,
+        SwitchInput(cloud=plan.target, migration=journal.migration, ref=journal.target_ref, disks=disks),
+        summary="put the guest on its own disks",
+    )
+    journal.disks = disks
+    journal.switched_at = workflow.now()
+    await end_servers(course)
+
+
+async def end_servers(course: Course, *, trace: bool = False) -> None:
+    """End the servers and remove their files; their figures are kept."""
+    journal, plan = course.journal, course.plan
+    keys = tuple(disk.spec.key for disk in journal.disks)
+    wanted = StopStreamInput(
+        migration=journal.migration,
+        disks=keys,
+        keep_trace_of=f"{plan.source}/{journal.vm.ref}" if trace else None,
+    )
+    await call(StreamActivities.stop, wanted, summary="end the streaming servers", queue=course.data_queue)
+    for key in keys:
+        journal.note(plan.target, "stream", f"{journal.migration}/{key}", Fate.GONE)
+
+
+async def stop_target(course: Course) -> None:
+    """Take the target down, its guest asked first."""
+    journal, plan = course.journal, course.plan
+    assert journal.target_ref is not None
+    await stop_vm(course, VmInput(cloud=plan.target, ref=journal.target_ref, migration=journal.migration))
+
+
+async def commit_stream(course: Course) -> None:
+    """Hand over. A protected guest was served until now, for its writes to reach the source; it is switched first."""
+    journal = course.journal
+    journal.confirmed = True
+    journal.enter(Phase.COMMIT)
+    if journal.switched_at is None:
+        await course.step("hot switch", lambda: switch(course))
+    if journal.shadow is not None:
+        await course.step("drop the shadow", lambda: _drop_shadow(course))
+    await commit(course)
+
+
+async def _drop_shadow(course: Course) -> None:
+    journal = course.journal
+    await call(ShadowActivities.drop, shadow_input(course), summary="give the copies of the target's writes up")
+    journal.shadow = None
+    journal.note(course.plan.source, "shadow", shadow_key(journal.migration), Fate.GONE, owner=journal.vm.ref)
