@@ -16,6 +16,8 @@ from whimbrel.contracts.heartbeat import CopyBeat, CopyMark, StreamMark
 from whimbrel.contracts.stream_io import HydrateInput
 from whimbrel.errors import QuotaExceeded, Unavailable
 from whimbrel.model.stream import StreamFigures
+from whimbrel.ports.compute import ComputePort
+from whimbrel.ports.serving import ServingPort
 from whimbrel.stream.control import ask
 from whimbrel.stream.place import Place
 
@@ -41,9 +43,13 @@ class Hydration:
         places: Sequence[Place],
         launch: Callable[[Path], None],
         *,
+        serving: ServingPort | None = None,
+        compute: ComputePort | None = None,
         notify: Notify | None = None,
         notify_stream: NotifyStream | None = None,
     ) -> None:
+        self._serving = serving
+        self._compute = compute
         self._job = job
         self._places = places
         self._launch = launch
@@ -58,6 +64,7 @@ class Hydration:
         self._yielding = False
         self._marked_percent = -1
         self._marked_at = 0.0
+        self._looked_at = 0.0
 
     def run(self) -> StreamFigures:
         """Until everything is there; see ``StreamActivities.hydrate``."""
@@ -77,6 +84,7 @@ class Hydration:
                     ask(place.control, "flush")
                 return figures
             self._check(found)
+            self._wake(now)
             self._heed_latency(found, figures, now)
             self._rest()
 
@@ -146,6 +154,15 @@ class Hydration:
                         " opened again by itself",
                         disk=place.disk,
                     )
+
+    def _wake(self, now: float) -> None:
+        """A VM that was paused while a server was away goes on: all servers answer now."""
+        if self._serving is None or self._compute is None or now - self._looked_at < BEAT_S:
+            return
+        self._looked_at = now
+        if self._serving.stalled(self._job.ref):
+            log.warning("stream.vm_resumed", vm=self._job.ref)
+            self._compute.resume(self._job.ref)
 
     def _heed_latency(self, found: Sequence[Status], figures: StreamFigures, now: float) -> None:
         """Health-based fallback: while misses hurt, the background keeps one request in flight."""

@@ -158,7 +158,16 @@ class StreamActivities:
         target is full.
         """
         places = [self._place(job.migration, disk) for disk in job.disks]
-        watching = Hydration(job, places, self._launch, notify=self._notify, notify_stream=self._notify_stream)
+        cloud = self._clouds.get(job.cloud) if job.cloud else None
+        watching = Hydration(
+            job,
+            places,
+            self._launch,
+            serving=cloud.serving if cloud else None,
+            compute=cloud.compute if cloud else None,
+            notify=self._notify,
+            notify_stream=self._notify_stream,
+        )
         try:
             return HydrateResult(figures=watching.run())
         finally:

@@ -75,6 +75,8 @@ async def _watch(course: Course) -> HydrateResult | None:
         migration=journal.migration,
         disks=tuple(disk.spec.key for disk in journal.disks),
         policy=course.plan.stream,
+        cloud=course.plan.target,
+        ref=journal.target_ref or "",
         background=not paused,
         bandwidth_bytes_per_s=wishes.bandwidth_bytes_per_s,
     )

@@ -115,7 +115,8 @@ async def serve(course: Course, *, record: bool = False) -> None:
             DiskStream(
                 disk=disk,
                 source=point.disk(disk.spec.key),
-                precopied=course.copies_first,
+                # After a take-over that was taken back the volume holds what had arrived by then.
+                precopied=course.copies_first or journal.retreated,
                 shadow=shadows.get(disk.spec.key),
             )
             for disk in journal.disks

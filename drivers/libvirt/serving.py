@@ -60,6 +60,15 @@ class LibvirtServing:
             for disk in disks:
                 Switch(conn, domain, disk, migration=migration, merger=self._merger, at=self.at).run()
 
+    def stalled(self, ref: str) -> bool:
+        """Whether QEMU has paused the VM on an I/O error while a disk is on an export. Raises NotFound."""
+        with self._connection.using(f"reading why {ref} is paused", vm=ref) as conn:
+            domain = domains.get(conn, ref)
+            state, reason = domain.state()
+            if (state, reason) != (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+                return False
+            return bool(served_xml.served_keys(domain_xml.parse(domain.XMLDesc())))
+
     def served_disks(self, ref: str) -> Sequence[str]:
         """Keys of disks that are on an export, live or in the persistent definition. Raises NotFound."""
         with self._connection.using(f"reading the disks of {ref}", vm=ref) as conn:

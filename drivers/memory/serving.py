@@ -9,7 +9,7 @@ from drivers.memory.calls import CallLog, port_call
 from drivers.memory.disk import GRAIN_BYTES, Disk
 from drivers.memory.state import CloudState, Vm
 from whimbrel.errors import Conflict, NotFound, Unsupported
-from whimbrel.model.vm import TargetDisk, VolumeRef
+from whimbrel.model.vm import Power, TargetDisk, VolumeRef
 
 PORT = "serving"
 
@@ -55,6 +55,13 @@ class MemoryServing:
                     if volume.file is not None:
                         _read_file(volume.file, volume.disk)
                     del vm.served[disk.spec.key]
+
+    @port_call(PORT)
+    def stalled(self, ref: str) -> bool:
+        """Whether the scenario paused it, as a hypervisor does on an I/O error."""
+        with self._state.lock:
+            vm = self._state.vm(ref)
+            return bool(vm.served) and vm.power is Power.PAUSED
 
     @port_call(PORT)
     def served_disks(self, ref: str) -> Sequence[str]:

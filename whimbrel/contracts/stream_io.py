@@ -57,6 +57,9 @@ class HydrateInput(Frozen):
     migration: str
     disks: tuple[str, ...]
     policy: StreamPolicy
+    cloud: str = ""
+    """Of the VM that runs on the servers."""
+    ref: str = ""
     background: bool = True
     """False: only what the guest asks for is fetched (the migration is paused)."""
     bandwidth_bytes_per_s: float | None = None

@@ -48,8 +48,8 @@ Attempts end after about a quarter of a minute of failures because what they rea
 that died takes the point in time with it): the workflow then opens both ends again and goes on, as long as it takes.
 """
 HYDRATE = Timing(
-    timedelta(days=30),
-    RetryPolicy(initial_interval=_seconds(1), maximum_attempts=2),
+    timedelta(hours=24),
+    RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(5), maximum_attempts=2),
     heartbeat=_seconds(20),
     own_beats=True,
 )

@@ -29,6 +29,10 @@ class ServingPort(Protocol):
         """
         ...
 
+    def stalled(self, ref: str) -> bool:
+        """Whether the VM was paused because an export did not answer: ``ComputePort.resume`` lets it go on."""
+        ...
+
     def served_disks(self, ref: str) -> Sequence[str]:
         """Keys of the VM's disks that are on an export now, live or in its persistent definition."""
         ...
