@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +14,7 @@ from labs.kvm import KvmLab
 from tests.contract.libvirt_sharing import LibvirtSharing
 from tests.contract.sharing_harness import SharingHarness
 from tests.contract.suites.handover import HandoverContract
-from whimbrel.errors import Conflict
+from whimbrel.errors import Conflict, NotFound
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
 
@@ -101,3 +103,32 @@ class TestOfLibvirt:
         connection.lookupByUUIDString(vm.ref).managedSaveRemove()
         connection.close()
         port.release(vm, migration="0011223344", turn=1)
+
+    @pytest.mark.parametrize("where", ["shared", "default"])
+    def test_a_chain_must_be_on_the_storage_of_both(self, sharing: LibvirtSharing, where: str) -> None:
+        """A linked clone whose template is in the shared pool is seen whole; one whose template is not, is refused."""
+        ref = sharing.make_vm([(1 << 20, "qcow2")])
+        image = Path(sharing.source.compute.inspect(ref).disks[0].location)
+        base = sharing._lab.pool_path("a", where) / f"template-{ref}.qcow2"
+        image.rename(base)
+        command = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", str(base), str(image)]
+        subprocess.run(command, check=True)
+        connection = sharing._lab.connect("a")
+        for pool in connection.listAllStoragePools():
+            pool.refresh()
+        connection.close()
+        vm = sharing.source.compute.inspect(ref)
+        source, target = sharing.source.handover, sharing.target.handover
+        assert source is not None
+        assert target is not None
+        stored = source.stored(vm)
+        assert [image.handle for image in stored[0].chain] == [base.name]
+        assert [image.pool for image in stored[0].chain] == [where]
+        if where == "shared":
+            released = source.release(vm, migration="0011223344", turn=1)
+            assert target.adopt(released, {}, migration="0011223344")[0].volume.location == str(image)
+            assert source.reclaim(vm, migration="0011223344", turn=1).definition_digest == vm.definition_digest
+        else:
+            with pytest.raises(NotFound):
+                target.look(stored, {})
+            base.unlink()
