@@ -161,8 +161,8 @@ class LibvirtCompute:
         """The VM that this migration made before, if any. Raises Conflict for names, uuids and MACs of others."""
         mine = None
         macs = {nic.mac.lower() for nic in vm.nics}
-        for domain, xml in domains.all_vms(conn):
-            owner = tag.migration_of(domain_xml.parse(domains.definition(domain)), "vm")
+        for domain, xml, written in domains.all_defined(conn):
+            owner = tag.migration_of(written, "vm")
             same_uuid = domain.UUIDString() == identity
             same_name = domain.name() == vm.name
             if owner == vm.migration and (same_uuid or same_name):
@@ -224,8 +224,8 @@ class LibvirtCompute:
     def owned(self, migration: str) -> Sequence[str]:
         """Names of VMs that bear this migration's mark."""
         with self._connection.using("listing VMs of a migration") as conn:
-            return sorted(domain.name() for domain, xml in domains.all_vms(conn) if _owner(domain, xml) == migration)
+            return sorted(domain.name() for domain, *xml in domains.all_defined(conn) if _owner(*xml) == migration)
 
 
-def _owner(domain: Any, xml: ET.Element) -> str | None:
-    return tag.migration_of(xml, "vm") or tag.migration_of(domain_xml.parse(domains.definition(domain)), "vm")
+def _owner(live: ET.Element, written: ET.Element) -> str | None:
+    return tag.migration_of(live, "vm") or tag.migration_of(written, "vm")

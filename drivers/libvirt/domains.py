@@ -54,6 +54,14 @@ def all_vms(conn: Any) -> Iterator[tuple[Any, ET.Element]]:
                 yield domain, xml
 
 
+def all_defined(conn: Any) -> Iterator[tuple[Any, ET.Element, ET.Element]]:
+    """Every VM with its live and its written definition; one that vanishes while being listed is left out."""
+    for domain, live in all_vms(conn):
+        with suppress(libvirt.libvirtError):
+            written = domain_xml.parse(definition(domain))
+            yield domain, live, written
+
+
 def power(domain: Any) -> Power:
     """What the domain does now."""
     state, _reason = domain.state()

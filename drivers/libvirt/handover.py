@@ -18,6 +18,7 @@ from drivers.libvirt import domain_xml, domains, held, images, tag
 from drivers.libvirt.compute import UNDEFINE_ALL
 from drivers.libvirt.connection import Connection
 from drivers.libvirt.image_lock import is_open_somewhere
+from drivers.libvirt.images import ImageFacts
 from drivers.libvirt.mover import Mover
 from drivers.libvirt.points_stream import only_streams
 from drivers.libvirt.reach import Reach
@@ -324,11 +325,17 @@ class LibvirtHandover:
                             wanted=image.identity,
                         )
             mine = [[resolved(conn, image, pools) for image in disk.images] for disk in disks]
-            for domain, _xml in domains.all_vms(conn):
-                owner = tag.migration_of(domain_xml.parse(domains.definition(domain)), "vm")
-                if owner != migration and open_images(conn, domain, mine, written=True):
+            for domain, _live, written in domains.all_defined(conn):
+                if tag.migration_of(written, "vm") != migration and self._has(conn, domain, mine):
                     raise Conflict(f"VM {domain.name()} has one of the disks already", vm=domain.UUIDString())
             return [self._look(conn, disk, pools) for disk in disks]
+
+    @staticmethod
+    def _has(conn: Any, domain: Any, mine: Sequence[Sequence[ImageFacts]]) -> bool:
+        """Whether the VM's written definition has one of the disks; not, if it has just been removed."""
+        with suppress(libvirt.libvirtError):
+            return open_images(conn, domain, mine, written=True)
+        return False
 
     def abandon(self, disks: Sequence[StoredDisk], pools: Mapping[str, str], *, migration: str) -> None:
         """Nothing is left by an adoption here: a pool shows what its directory holds."""

@@ -33,6 +33,8 @@ from whimbrel.model.progress import MigrationReport
 from whimbrel.runtime.exits import run_and_leave
 
 TARGET_PER_MINUTE = 20
+PATIENCE_S = 120.0
+"""A migration that is held would never end."""
 
 
 def plan_of(vm: str) -> VmPlan:
@@ -52,7 +54,7 @@ def plan_of(vm: str) -> VmPlan:
 
 
 async def hand_over(client: Client, vm: str) -> tuple[MigrationReport, WorkflowHandle[Any, MigrationReport]]:
-    """One migration, to its end. Raises RuntimeError when it did not complete."""
+    """One migration, to its end. Raises RuntimeError when it did not complete, TimeoutError."""
     handle: WorkflowHandle[Any, MigrationReport] = await client.start_workflow(
         DUAL_ATTACH,
         MigrationInput(plan=plan_of(vm)),
@@ -60,7 +62,7 @@ async def hand_over(client: Client, vm: str) -> tuple[MigrationReport, WorkflowH
         task_queue=CONTROL_QUEUE,
         result_type=MigrationReport,
     )
-    report = await handle.result()
+    report = await asyncio.wait_for(handle.result(), PATIENCE_S)
     if report.outcome != "completed" or report.leftovers:
         raise RuntimeError(f"{vm}: {report.outcome} {report.reason} {report.leftovers}")
     return report, handle
