@@ -1,8 +1,10 @@
 #!/bin/busybox sh
 # First and only process tree of a lab guest: writes numbered, checksummed records to its disks.
 # Kernel command line: wb.rate= records/s (0: none), wb.records= slots, wb.dirty_kib= random KiB/s,
-# wb.hot_mib= area for these, wb.print= every k-th record on the console, wb.ignore_acpi=1.
-# Disk layout: block 0 holds the boot counter; records of 4 KiB from 1 MiB on, as a ring; then the hot area.
+# wb.hot_mib= area for these, wb.print= every k-th record on the console, wb.ignore_acpi=1,
+# wb.base= MiB left alone at the start of each disk (a boot loader), wb.net=A.B.C: network A.B.C.0/24, gateway .1;
+# the NIC's address ends in the number its MAC ends in. With wb.net commands are taken on TCP port 7000 as well.
+# Disk layout from base on: block 0 holds the boot counter; records of 4 KiB from 1 MiB on, as a ring; the hot area.
 /bin/busybox mount -t proc proc /proc
 /bin/busybox mount -t sysfs sys /sys
 /bin/busybox mount -t devtmpfs dev /dev
@@ -10,12 +12,18 @@
 /bin/busybox --install -s /bin
 export PATH=/bin
 
-rate=5 records=2048 dirty_kib=0 hot_mib=8 print=1 ignore_acpi=0 scsi=0
+rate=5 records=2048 dirty_kib=0 hot_mib=8 print=1 ignore_acpi=0 scsi=0 base=0 net=
 for word in $(cat /proc/cmdline); do
-    case $word in wb.*=*[!0-9]*) ;; wb.*=*) eval "${word#wb.}" ;; esac
+    case $word in wb.net=*[!0-9.]*) ;; wb.net=*) net=${word#wb.net=} ;; wb.*=*[!0-9]*) ;; wb.*=*) eval "${word#wb.}" ;; esac
 done
 
-load() { while read -r module; do insmod "/lib/$module" 2>/dev/null; done <"/lib/$1.order"; }
+# Packets that leave with their checksum still to be made are lost in a switch that runs in user space.
+load() {
+    while read -r module; do
+        options=; [ -n "$net" ] && [ "$module" = virtio_net.ko ] && options="csum=0 gso=0"
+        insmod "/lib/$module" $options 2>/dev/null
+    done <"/lib/$1.order"
+}
 load disk
 [ "$scsi" = 1 ] && load scsi
 load button
@@ -39,24 +47,24 @@ put() {
 }
 line() { dd if="/dev/$1" bs=512 skip="$2" count=1 iflag=direct 2>/dev/null | tr -d '\0' | head -n 1; }
 field() { value=; for pair in $2; do case $pair in "$1"=*) value=${pair#*=} ;; esac; done; }
-number_at() { field n "$(line "$first" $((2048 + $1 * 8)))"; number=${value:--1}; }
+number_at() { field n "$(line "$first" $(((base + 1) * 2048 + $1 * 8)))"; number=${value:--1}; }
 
 # Records are written in order, so the last one is found by bisection: slot i holds slot 0's number + i up to it.
 find_last() {
-    number_at 0; base=$number
-    [ "$base" -ge 0 ] || { last=-1; return; }
+    number_at 0; oldest=$number
+    [ "$oldest" -ge 0 ] || { last=-1; return; }
     low=0 high=$((records - 1))
     while [ $low -lt $high ]; do
         middle=$(( (low + high + 1) / 2 )); number_at $middle
-        if [ "$number" = $((base + middle)) ]; then low=$middle; else high=$((middle - 1)); fi
+        if [ "$number" = $((oldest + middle)) ]; then low=$middle; else high=$((middle - 1)); fi
     done
-    last=$((base + low))
+    last=$((oldest + low))
 }
 
-field boots "$(line "$first" 0)"; boot=$(( ${value:-0} + 1 ))
+field boots "$(line "$first" $((base * 2048)))"; boot=$(( ${value:-0} + 1 ))
 find_last; resumed=$last
 printf '%-4095s\n' "WBDISK1 boots=$boot records=$records" >/tmp/head
-for disk in $disks; do put /tmp/head "$disk" 0; done
+for disk in $disks; do put /tmp/head "$disk" $((base * 256)); done
 echo "$last" >/tmp/last
 
 # record KIND: the same line in every 512-byte sector, so that a torn write shows; the sum in the last sector
@@ -68,7 +76,7 @@ record() {
         "$head" "$head" "$head" "$head" "$head" "$head" "$head" >/tmp/rec
     set -- $(md5sum /tmp/rec)
     printf '%-474s md5=%s\n' "$head" "$1" >>/tmp/rec
-    for disk in $disks; do put /tmp/rec "$disk" $((256 + n % records)) || return 1; done
+    for disk in $disks; do put /tmp/rec "$disk" $(((base + 1) * 256 + n % records)) || return 1; done
     last=$n; echo "$last" >/tmp/last
     [ $((n % print)) = 0 ] && echo "$head" >/dev/ttyS0
     return 0
@@ -91,7 +99,7 @@ write_records() {
 }
 
 write_hot() {
-    origin=$(( (1024 + records * 4 + 1023) / 1024 )) # MiB
+    origin=$(( base + (1024 + records * 4 + 1023) / 1024 )) # MiB
     seed=$((boot * 7919))
     while :; do
         if [ -e /tmp/stop ]; then
@@ -167,8 +175,30 @@ watch_button &
 load net
 for nic in /sys/class/net/e*; do
     [ -e "$nic/address" ] || continue
-    ip link set "${nic##*/}" up; read -r mac <"$nic/address"; say "NIC ${nic##*/} mac=$mac"
+    ip link set "${nic##*/}" up; read -r mac <"$nic/address"; address=
+    if [ -n "$net" ]; then
+        address=$net.$((0x${mac##*:}))
+        ip address add "$address/24" dev "${nic##*/}"; ip route add default via "$net.1" 2>/dev/null
+        arping -q -c 2 -U -I "${nic##*/}" "$address" & # a switch that knew this MAC elsewhere learns at once
+    fi
+    say "NIC ${nic##*/} mac=$mac${address:+ ip=$address}"
 done
+
+# One process answers for all connections; each connection is a relay that hands it lines and waits for the reply.
+serve_network() {
+    mkfifo /tmp/asked; exec 4<>/tmp/asked
+    while read -r from token command one two three <&4; do
+        answer "$command" "$one" "$two" "$three"
+        echo "$token $reply" >"/tmp/reply.$from"
+    done
+}
+if [ -n "$net" ]; then
+    printf '%s\n' '#!/bin/sh' 'mkfifo /tmp/reply.$$' \
+        'while read -r line; do echo "$$ $line" >/tmp/asked; head -n 1 </tmp/reply.$$; done; rm -f /tmp/reply.$$' >/tmp/relay
+    chmod 755 /tmp/relay
+    serve_network &
+    nc -ll -p 7000 -e /tmp/relay &
+fi
 
 # Commands: "<token> <command> [arguments]" a line on the second serial port; answers start with the token.
 stty -F /dev/ttyS1 raw -echo 2>/dev/null

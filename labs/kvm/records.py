@@ -94,7 +94,10 @@ def parse_block(block: bytes) -> Record | None:
 
 
 def parse_disk(data: bytes) -> ImageRecords:
-    """Read the records from the first bytes of a disk. Raises LabError when no guest has ever booted with it."""
+    """Read the records from a disk's bytes, from the guest's ``wb.base`` on.
+
+    Raises LabError when no guest has ever booted with it.
+    """
     head = HEAD.match(data[:BLOCK_BYTES].decode("ascii", "replace"))
     if head is None:
         raise LabError("not a disk of a lab guest: block 0 has no boot counter")
