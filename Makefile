@@ -16,17 +16,22 @@ UNIT_WORKERS ?= 2
 # Lab tests mostly wait for guests and daemons: two labs side by side halve the time.
 LAB_WORKERS ?= 2
 PYTEST_FLAGS ?=
+CLOUDS ?= a,b
 
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 
-.PHONY: help setup system lint test test-unit test-lab test-e2e demo demo-end bench bench-prefetch chaos lab-kvm lab-down clean
+.PHONY: help setup system lint test test-unit test-lab test-e2e test-openstack demo demo-end bench bench-prefetch chaos \
+	lab-kvm lab-openstack lab-openstack-down lab-down system-openstack clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 system: ## Debian packages that are missing (installs as root, prints the command otherwise)
 	@deploy/install-system
+
+system-openstack: system
+	@deploy/install-system --openstack
 
 setup: $(STAMP) ## Python environment in .venv, from uv.lock
 
@@ -54,15 +59,19 @@ test: system setup ## all test layers but slow ones, fastest first
 
 test-unit: setup ## without root, libvirt or a server
 	@mkdir -p $(STATE)
-	$(PYTEST) -m 'not lab and not e2e and not slow' -n $(UNIT_WORKERS) --junitxml=$(STATE)/junit-unit.xml $(PYTEST_FLAGS)
+	$(PYTEST) -m 'not lab and not openstack and not e2e and not slow' -n $(UNIT_WORKERS) --junitxml=$(STATE)/junit-unit.xml $(PYTEST_FLAGS)
 
 test-lab: system setup ## against real libvirtd and QEMU
 	@mkdir -p $(STATE)
-	$(PYTEST) -m 'lab and not e2e and not slow' -n $(LAB_WORKERS) --junitxml=$(STATE)/junit-lab.xml $(PYTEST_FLAGS)
+	$(PYTEST) -m 'lab and not openstack and not e2e and not slow' -n $(LAB_WORKERS) --junitxml=$(STATE)/junit-lab.xml $(PYTEST_FLAGS)
 
 test-e2e: system setup ## whole migrations
 	@mkdir -p $(STATE)
-	$(PYTEST) -m 'e2e and not slow' --junitxml=$(STATE)/junit-e2e.xml $(PYTEST_FLAGS)
+	$(PYTEST) -m 'e2e and not openstack and not slow' --junitxml=$(STATE)/junit-e2e.xml $(PYTEST_FLAGS)
+
+test-openstack: system-openstack setup ## against real OpenStack clouds (labs/openstack)
+	@mkdir -p $(STATE)
+	$(PYTEST) -m 'openstack and not slow' --junitxml=$(STATE)/junit-openstack.xml $(PYTEST_FLAGS)
 
 demo: system setup ## a running VM moves between two clouds; KEEP=1 leaves everything up
 	$(BIN)/python -m labs.demo $(if $(KEEP),--keep)
@@ -80,16 +89,24 @@ bench-prefetch: system setup ## hit rates of the streaming server by prefetch po
 
 chaos: system setup ## slow end-to-end tests with faults
 	@mkdir -p $(STATE)
-	$(PYTEST) -m 'slow and e2e' --junitxml=$(STATE)/junit-chaos.xml $(PYTEST_FLAGS)
+	$(PYTEST) -m 'slow and e2e and not openstack' --junitxml=$(STATE)/junit-chaos.xml $(PYTEST_FLAGS)
 
 lab-kvm: system setup ## bring two KVM clouds up
 	$(BIN)/python -m labs.kvm up
 	@$(BIN)/python -m labs.kvm status
 
-lab-down: setup ## end the KVM clouds and remove their files
+lab-openstack: system-openstack setup ## bring OpenStack clouds up; CLOUDS=a for one of them
+	$(BIN)/python -m labs.openstack --clouds $(CLOUDS) up
+	@$(BIN)/python -m labs.openstack --clouds $(CLOUDS) status
+
+lab-openstack-down: setup ## end the OpenStack clouds and remove their files; KEEP=1 keeps the files
+	$(BIN)/python -m labs.openstack down $(if $(KEEP),--keep-data)
+
+lab-down: lab-openstack-down ## end all labs' clouds and remove their files
 	$(BIN)/python -m labs.kvm down
 
 clean: ## lab, environments, caches, state
 	@if [ -x $(BIN)/python ] && [ -d $(STATE)/lab-kvm ]; then $(BIN)/python -m labs.kvm down; fi
+	@if [ -x $(BIN)/python ] && [ -d $(STATE)/lab-openstack ]; then $(BIN)/python -m labs.openstack down; fi
 	rm -rf $(VENV) .uv $(STATE) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

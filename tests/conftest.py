@@ -15,6 +15,7 @@ import pytest
 
 if TYPE_CHECKING:  # the lab needs libvirt-python; tests without the lab do not
     from labs.kvm import GuestSpec, KvmLab, LabGuest
+    from labs.openstack import OpenStackLab
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_CLOUDS = ("a", "b")
@@ -86,3 +87,49 @@ def lab_guest(kvm_lab: KvmLab, request: pytest.FixtureRequest) -> Iterator[Calla
         kvm_lab.start_libvirtd(cloud)
         for guest in made:
             guest.remove(cloud)
+
+
+def _require_openstack() -> None:
+    if os.environ.get("WHIMBREL_SKIP_LAB") == "1":
+        pytest.skip("WHIMBREL_SKIP_LAB=1")
+    if os.geteuid() != 0:
+        pytest.fail("the lab needs root; run as root, or leave it out by WHIMBREL_SKIP_LAB=1", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def openstack_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Root of the session's OpenStack lab, ended afterwards.
+
+    With WHIMBREL_OPENSTACK_ROOT the lab there is used, brought up if need be, and left up.
+    """
+    _require_openstack()
+    from labs.openstack import OpenStackLab
+
+    if kept := os.environ.get("WHIMBREL_OPENSTACK_ROOT"):
+        yield Path(kept)
+        return
+    root = tmp_path_factory.mktemp("openstack")
+    try:
+        yield root
+    finally:
+        OpenStackLab(root).down()
+
+
+@pytest.fixture(scope="session")
+def openstack_lab(openstack_root: Path) -> OpenStackLab:
+    """OpenStack cloud "a", once per session."""
+    from labs.openstack import OpenStackLab
+
+    lab = OpenStackLab(openstack_root, ("a",), say=print)
+    lab.up()
+    return lab
+
+
+@pytest.fixture(scope="session")
+def openstack_clouds(openstack_root: Path) -> OpenStackLab:
+    """OpenStack clouds "a" and "b", once per session; shares cloud "a" with ``openstack_lab``."""
+    from labs.openstack import OpenStackLab
+
+    lab = OpenStackLab(openstack_root, ("a", "b"), say=print)
+    lab.up()
+    return lab

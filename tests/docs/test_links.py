@@ -118,6 +118,7 @@ def test_the_check_of_commands_sees_calls() -> None:
 def test_settings_exist(path: Path) -> None:
     known = {f"WHIMBREL_{name.upper()}" for name in WorkerSettings.model_fields}
     others = {"WHIMBREL_DEBUG", "WHIMBREL_SKIP_LAB", "WHIMBREL_LAB_ROOT", "WHIMBREL_LAB_CACHE", "WHIMBREL_LAB_ACCEL"}
+    others |= {"WHIMBREL_OPENSTACK_ROOT", "WHIMBREL_OPENSTACK_VENV"}
     assert set(re.findall(r"WHIMBREL_[A-Z_]*[A-Z]", path.read_text())) <= known | others
 
 

@@ -12,11 +12,12 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = REPOSITORY / "deploy/debian-packages.txt"
+OPENSTACK_PACKAGES = REPOSITORY / "deploy/debian-packages-openstack.txt"
 SCRIPT = REPOSITORY / "deploy/install-system"
 
 
-def wanted() -> list[str]:
-    lines = (line.split("#")[0].strip() for line in PACKAGES.read_text().splitlines())
+def wanted(packages: Path = PACKAGES) -> list[str]:
+    lines = (line.split("#")[0].strip() for line in packages.read_text().splitlines())
     return [line for line in lines if line]
 
 
@@ -34,10 +35,11 @@ def run(programs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 INSTALLED_BUT_NBDKIT = 'for last; do :; done; [ "$last" != nbdkit ] || [ -e "$0.nbdkit" ] || exit 1; printf installed'
 
 
-def test_every_package_is_named_once_with_its_reason() -> None:
-    names = wanted()
+@pytest.mark.parametrize("packages", [PACKAGES, OPENSTACK_PACKAGES], ids=lambda path: path.stem)
+def test_every_package_is_named_once_with_its_reason(packages: Path) -> None:
+    names = wanted(packages)
     assert len(names) == len(set(names)) >= 15
-    for line in PACKAGES.read_text().splitlines():
+    for line in packages.read_text().splitlines():
         assert line.startswith("#") or re.fullmatch(r"[a-z0-9][a-z0-9.+-]+ +# \S.*", line), line
 
 
@@ -47,6 +49,16 @@ def test_check_lists_exactly_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Missing Debian packages: nbdkit \n" in done.stderr
     assert "apt-get install --yes --no-install-recommends nbdkit" in done.stderr
+
+
+def test_a_labs_own_list_is_looked_at_only_when_asked_for(tmp_path: Path) -> None:
+    assert not set(wanted()) & set(wanted(OPENSTACK_PACKAGES))
+    fake(tmp_path, "dpkg-query", INSTALLED_BUT_NBDKIT.replace("nbdkit", "ceph-osd"))
+    assert run(tmp_path, "--check").returncode == 0
+    done = run(tmp_path, "--check", "--openstack")
+    assert done.returncode == 1
+    assert "Missing Debian packages: ceph-osd \n" in done.stderr
+    assert run(tmp_path, "--openstacks").returncode == 2
 
 
 def test_nothing_missing_touches_nothing(tmp_path: Path) -> None:
