@@ -122,6 +122,7 @@ class ConfiguredClouds:
                 scratch_dir=entry.scratch_dir,
                 runtime_dir=entry.runtime_dir,
                 console_dir=entry.console_dir,
+                isolated_networks=entry.isolated_networks,
                 username=entry.user,
                 credential=_secret(entry.credential),
                 server_tls_dir=entry.server_tls_dir or DEFAULT_SERVER_TLS_DIR,

@@ -108,6 +108,7 @@ class Stage:
                 "uri": self.lab.uri(cloud),
                 "scratch_dir": str(self.lab.scratch_dir(cloud)),
                 "runtime_dir": str(self.lab.nbd_dir(cloud)),
+                "isolated_networks": ["drill"],
             }
             for cloud, name in CLOUD_NAMES.items()
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from drivers.libvirt.compute import LibvirtCompute
 from drivers.libvirt.connection import Connection
@@ -39,6 +39,7 @@ class LibvirtCloud:
     ``scratch_dir`` (on the host) takes the old blocks of live points; without it they lie beside the images.
     ``console_dir`` (on the host) takes the serial logs of rebuilt VMs whose source logged to a file; without it
     they log to the path that the source's definition names.
+    ``isolated_networks`` have no way out, which libvirt itself cannot tell of bridges of the host: drills run there.
     ``credential`` is asked for the password when the URI's transport wants one; it is never kept.
     """
 
@@ -57,6 +58,7 @@ class LibvirtCloud:
         username: str | None = None,
         credential: Callable[[], str] | None = None,
         read_only: bool = False,
+        isolated_networks: Collection[str] = (),
     ) -> None:
         self.name = name
         self._connection = Connection(uri, username=username, credential=credential, read_only=read_only)
@@ -73,7 +75,7 @@ class LibvirtCloud:
         self.volumes = LibvirtVolumes(self._connection, mover, reach)
         self.points = LibvirtPoints(name, self._connection, mover, reach, scratch_dir=scratch_dir)
         self.handover: HandoverPort | None = LibvirtHandover(self._connection, mover, reach)
-        self.networks = LibvirtNetworks(self._connection)
+        self.networks = LibvirtNetworks(self._connection, isolated=isolated_networks)
         self.guest = LibvirtGuest(self._connection)
         self.serving = LibvirtServing(self._connection, mover, reach)
         self.shadows = LibvirtShadows(self._connection, mover, reach)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from xml.etree import ElementTree as ET
 
@@ -37,8 +37,10 @@ def read_network(xml: str, *, active: bool) -> NetworkFacts:
 class LibvirtNetworks:
     """``NetworkPort`` over one connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, *, isolated: Collection[str] = ()) -> None:
         self._connection = connection
+        self._isolated = frozenset(isolated)
+        """Networks that the administrator says have no way out, where libvirt cannot tell (bridges of the host)."""
 
     def networks(self) -> Sequence[NetworkFacts]:
         """libvirt's networks, and ``user`` (QEMU's own NAT, which needs nothing of the host) where QEMU runs."""
@@ -46,7 +48,9 @@ class LibvirtNetworks:
             found = []
             for network in conn.listAllNetworks():
                 with suppress(libvirt.libvirtError):
-                    found.append(read_network(network.XMLDesc(), active=bool(network.isActive())))
+                    facts = read_network(network.XMLDesc(), active=bool(network.isActive()))
+                    alone = facts.isolated or facts.name in self._isolated
+                    found.append(facts.model_copy(update={"isolated": alone}))
             if conn.getType() == "QEMU":
                 found.append(NetworkFacts(name="user", isolated=False))
         return found

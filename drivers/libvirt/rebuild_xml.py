@@ -18,6 +18,7 @@ UUID_SPACE = uuid.UUID("5b1f9a52-3f0e-5b0e-9c84-6a2f4a1f1c55")
 HOST_BOUND_DEVICES = ("hostdev", "filesystem", "shmem", "emulator")
 HOST_BOUND_ELEMENTS = ("seclabel", "resource", "bootloader", "bootloader_args")
 LOCAL_LISTEN = {"127.0.0.1", "0.0.0.0", "::", "::1", "localhost"}  # noqa: S104 - compared with, not bound
+SOCKET_PATH_MAX = 107
 QEMU_DRIVER_FORMATS = {"raw": "raw", "qcow2": "qcow2", "qcow2-v2": "qcow2"}
 
 
@@ -48,7 +49,7 @@ def rebuild(vm: TargetVm, *, console_dir: str | None = None, default_type: str =
     if kept:
         tag.put(domain, tag.element(vm.migration, "vm", **{served_xml.KEPT: ",".join(kept)}))
     _replace_nics(devices, vm.nics)
-    _replace_consoles(devices, vm.name, console_dir)
+    _replace_consoles(devices, vm.name, console_dir, renamed=vm.name != source.name)
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode")
 
@@ -277,8 +278,11 @@ def _plug(node: ET.Element, nic: NicSpec) -> None:
         model.set("type", nic.model)
 
 
-def _replace_consoles(devices: ET.Element, name: str, console_dir: str | None) -> None:
-    """Serial ports and consoles that are tied to a file or device of the source's host."""
+def _replace_consoles(devices: ET.Element, name: str, console_dir: str | None, *, renamed: bool) -> None:
+    """Serial ports and consoles that are tied to a file or device of the source's host.
+
+    A VM under another name (a rehearsal) may be on one host with its source, so its logs and sockets are others.
+    """
     for node in devices.findall("console"):
         target = node.find("target")
         if target is None or target.get("type", "serial") == "serial":
@@ -290,11 +294,22 @@ def _replace_consoles(devices: ET.Element, name: str, console_dir: str | None) -
                 node.remove(source)
             path = str(PurePosixPath(console_dir) / f"{name}-{index}.log")
             node.insert(0, ET.Element("source", {"path": path, "append": "on"}))
+        elif kind in {"file", "unix"} and renamed:
+            for source in node.findall("source"):
+                source.set("path", _beside(source.get("path", ""), name))
         elif kind in {"pty", "dev", "pipe"}:
             for source in node.findall("source"):
                 node.remove(source)
             node.attrib.pop("tty", None)
             node.set("type", "pty")
+
+
+def _beside(path: str, name: str) -> str:
+    """Another path in the same directory, short enough for a socket."""
+    renamed = f"{path}.{name}"
+    if len(renamed.encode()) > SOCKET_PATH_MAX:
+        renamed = str(PurePosixPath(path).with_name(f"whimbrel-{uuid.uuid5(UUID_SPACE, renamed).hex[:8]}"))
+    return renamed
 
 
 def _set_text(domain: ET.Element, name: str, value: str, *, at: int) -> None:

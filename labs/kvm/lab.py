@@ -51,7 +51,7 @@ class KvmLab:
     # --- the whole lab ---------------------------------------------------------------------------------------------
 
     def up(self, clouds: Sequence[str] = DEFAULT_CLOUDS) -> None:
-        """Bring the named clouds up: daemon, pools "default", "small" and "shared", network "lab", certificates.
+        """Bring the named clouds up: daemon, certificates, pools default, small and shared, networks lab and drill.
 
         Raises LabError when not root, or when a daemon does not become healthy (the message names its log).
         """
@@ -75,8 +75,9 @@ class KvmLab:
         with self._connection(one) as connection:
             storage.ensure_pool(connection, "default", one.pool)
             storage.ensure_pool(connection, "shared", self.layout.shared)
-            if network.ensure_bridge(one):
-                network.ensure_network(connection, one)
+            for name, bridge in network.networks(one):
+                if network.ensure_bridge(bridge):
+                    network.ensure_network(connection, name, bridge)
 
     def down(self, *, keep_data: bool = False) -> None:
         """End every process of the lab's clouds and remove its files; with ``keep_data`` the files stay."""
@@ -84,7 +85,8 @@ class KvmLab:
             for one in map(self.layout.cloud, self.layout.clouds()):
                 daemon.end_everything(one)
                 storage.unmount_small(one)
-                network.remove_bridge(one)
+                for _, bridge in network.networks(one):
+                    network.remove_bridge(bridge)
             if not keep_data:
                 for part in ("clouds", "shared", "tls", "guests"):
                     shutil.rmtree(self.layout.root / part, ignore_errors=True)
@@ -160,7 +162,7 @@ class KvmLab:
 
     def has_network(self, name: str) -> bool:
         """Tell whether cloud ``name`` has the libvirt network "lab"."""
-        return network.bridge_exists(self.cloud(name))
+        return network.bridge_exists(self.cloud(name).bridge)
 
     @property
     def client_tls_dir(self) -> Path:

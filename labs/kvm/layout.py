@@ -44,6 +44,7 @@ class CloudLayout:
     root: Path
     runtime: Path
     bridge: str
+    drill_bridge: str
 
     @property
     def etc(self) -> Path:
@@ -148,7 +149,8 @@ class LabLayout:
         if not NAME.fullmatch(name):
             raise LabError(f"cloud name {name!r}: 1 to 16 of a-z, 0-9, -")
         bridge = f"wb{self.key[:6]}{hashlib.sha256(name.encode()).hexdigest()[:4]}"  # IFNAMSIZ allows 15
-        return CloudLayout(name, self.root / "clouds" / name, self.runtime / name, bridge)
+        drill = f"wd{bridge[2:]}"
+        return CloudLayout(name, self.root / "clouds" / name, self.runtime / name, bridge, drill)
 
     def clouds(self) -> list[str]:
         """Return the names of clouds that exist on disk."""

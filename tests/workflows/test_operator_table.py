@@ -18,6 +18,7 @@ FITTING: dict[Phase, set[str]] = {
     Phase.BASELINE: EARLY | {verbs.PAUSE, verbs.CUTOVER},
     Phase.ROUNDS: EARLY | {verbs.PAUSE, verbs.CUTOVER, verbs.SYNC_NOW},
     Phase.CUTOVER: LATE,
+    Phase.HYDRATE: LATE | {verbs.PAUSE},
     Phase.REBUILD: LATE,
     Phase.VERIFY: LATE,
     Phase.CONFIRM: LATE | {verbs.CONFIRM},
@@ -28,7 +29,7 @@ FITTING: dict[Phase, set[str]] = {
     Phase.ROLLED_BACK: set(),
     Phase.REFUSED: set(),
 }
-STOPPED = frozenset({Phase.CUTOVER, Phase.REBUILD, Phase.VERIFY, Phase.CONFIRM, Phase.COMMIT})
+STOPPED = frozenset({Phase.CUTOVER, Phase.HYDRATE, Phase.REBUILD, Phase.VERIFY, Phase.CONFIRM, Phase.COMMIT})
 
 
 def situation(phase: Phase) -> Situation:

@@ -53,6 +53,8 @@ class LibvirtCloud(YamlModel):
     """Directory on the hypervisor for the scratch files of points in time; a default of the driver when not given."""
     runtime_dir: str | None = None
     """Directory on the hypervisor for NBD sockets (``unix``); ``/run/whimbrel`` when not given."""
+    isolated_networks: tuple[str, ...] = ()
+    """Networks without a way out that libvirt cannot tell as such (bridges of the host): drills may run there."""
     console_dir: str | None = None
     """Directory on the hypervisor for console logs of rebuilt VMs; the path in the VM's definition when not given."""
     user: str | None = None

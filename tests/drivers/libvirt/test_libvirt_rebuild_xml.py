@@ -207,6 +207,22 @@ def test_a_logged_console_goes_where_it_is_told() -> None:
     assert domain_xml.console_log(built(target(xml=xml), console_dir="/c")) == "/c/app01-0.log"
 
 
+@pytest.mark.parametrize(("path", "long"), [("/logs/a.sock", False), ("/run/" + "x" * 98, True)])
+def test_a_renamed_vm_logs_and_listens_beside_its_source(path: str, long: bool) -> None:
+    """A rehearsal may be on one host with its source, whose log and sockets it must leave alone."""
+    for kind in ("file", "unix"):
+        xml = SOURCE.replace(
+            "<serial type='pty' tty='/dev/pts/4'><source path='/dev/pts/4'/>",
+            f"<serial type='{kind}'><source path='{path}'/>",
+        )
+        node = built(target(xml=xml, name="app01-drill")).find("devices/serial/source")
+        assert node is not None
+        other = node.get("path", "")
+        assert other != path
+        assert len(other) <= 107
+        assert other.startswith("/run/") if long else other == f"{path}.app01-drill"
+
+
 def test_rebuilding_is_stable() -> None:
     """The same call again must not redefine the VM as another one."""
     assert rebuild_xml.rebuild(target()) == rebuild_xml.rebuild(target())

@@ -1,0 +1,90 @@
+"""A running guest is rehearsed on an isolated network; it goes on writing and notices nothing."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.e2e.running import PATIENCE_S, Running
+from tests.e2e.scene import Scene, definition
+from whimbrel.contracts.migration import MigrationInput
+from whimbrel.contracts.names import CONTROL_QUEUE, DRILL
+from whimbrel.model.naming import drill_id
+from whimbrel.model.plan import VmPlan
+from whimbrel.model.progress import MigrationReport, Phase
+
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
+ISOLATED: dict[str, Any] = {"networks": {"*": "drill"}, "timeout_s": 120.0}
+
+
+def rehearse(scene: Scene, plan: VmPlan) -> Running:
+    """Start the drill of a plan."""
+    handle = scene.installation.run(
+        scene.installation.client.start_workflow(
+            DRILL,
+            MigrationInput(plan=plan),
+            id=drill_id(plan.plan, plan.vm),
+            task_queue=CONTROL_QUEUE,
+            result_type=MigrationReport,
+        )
+    )
+    running = Running(scene.installation, plan, handle)
+    scene.running.append(running)
+    return running
+
+
+def only_source(scene: Scene, running: Running) -> None:
+    """The source writes on in its first boot; nothing of the drill is on b."""
+    guest = scene.guest
+    last = guest.last_record()
+    deadline = time.monotonic() + PATIENCE_S
+    while guest.last_record() == last:
+        assert time.monotonic() < deadline, "the source does not write any more"
+        time.sleep(0.1)
+    assert guest.boot_count() == 1
+    connection = scene.stage.lab.connect("b")
+    try:
+        assert [one.name() for one in connection.listAllDomains() if guest.name in one.name()] == []
+    finally:
+        connection.close()
+    # The record and the guest's reads are what a drill is for.
+    meant = ("/traces/", "/drills/")
+    assert [line for line in scene.remains(running, set()) if not any(part in line for part in meant)] == []
+
+
+def test_a_drill_then_the_migration_that_requires_it(scene: Scene) -> None:
+    if not scene.stage.lab.has_network("a"):
+        pytest.skip("this machine can have no bridges, so no isolated network")
+    scene.boot("qcow2")
+    before = definition(scene.stage, scene.guest.name)
+    plan = scene.plan("streaming", require_drill_s=3600.0, drill={**ISOLATED, "hydrate": True})
+    running = rehearse(scene, plan)
+    report = running.report()
+    assert report.outcome == "completed", report.reason
+    assert report.drill is not None
+    assert report.drill.passed
+    assert report.drill.compared
+    assert report.drill.figures is not None
+    assert report.drill.figures.hits + report.drill.figures.misses > 0
+    assert definition(scene.stage, scene.guest.name) == before
+    only_source(scene, running)
+    traces = list((scene.stage.directory / "state" / "traces").glob("*/vda/*.trace"))
+    assert [path for path in traces if running.migration in path.name]
+    moving = scene.migrate("streaming", require_drill_s=3600.0, drill=ISOLATED)
+    scene.moved(moving, scene.confirm(moving))
+
+
+@pytest.mark.slow
+def test_a_drill_that_is_called_off_leaves_nothing(scene: Scene) -> None:
+    if not scene.stage.lab.has_network("a"):
+        pytest.skip("this machine can have no bridges, so no isolated network")
+    scene.boot("qcow2")
+    plan = scene.plan("cold", drill={**ISOLATED, "checks": [{"kind": "console", "pattern": "never shown"}]})
+    running = rehearse(scene, plan)
+    running.phase(Phase.VERIFY)
+    running.say("rollback")
+    report = running.report()
+    assert report.outcome == "rolled_back"
+    only_source(scene, running)
