@@ -96,3 +96,5 @@ def remove(layout: OpenStackLayout) -> None:
     if Path("/run/netns", layout.namespace).exists():
         _ip("netns", "del", layout.namespace)
     shutil.rmtree(_etc(layout), ignore_errors=True)
+    with contextlib.suppress(OSError):  # other namespaces have theirs
+        _etc(layout).parent.rmdir()

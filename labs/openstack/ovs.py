@@ -35,7 +35,7 @@ def daemons(layout: OpenStackLayout) -> list[Daemon]:
     ]
     switch = ["ovs-vswitchd", f"unix:{socket}", f"--unixctl={layout.ovs_run}/ovs-vswitchd.ctl"]
     return [
-        Daemon("ovsdb", database, healthy=lambda: "_uuid" in _vsctl(layout, "list", "Open_vSwitch") or _init(layout)),
+        Daemon("ovsdb", database, healthy=lambda: _database_answers(layout)),
         Daemon("ovs-vswitchd", switch, healthy=lambda: "br-wire" in _appctl(layout)),
     ]
 
@@ -44,9 +44,9 @@ def _appctl(layout: OpenStackLayout) -> str:
     return run(layout, ["ovs-appctl", "-t", f"{layout.ovs_run}/ovs-vswitchd.ctl", "dpif/show"], log=LOG)
 
 
-def _init(layout: OpenStackLayout) -> bool:
-    _vsctl(layout, "--no-wait", "init")
-    return False
+def _database_answers(layout: OpenStackLayout) -> bool:
+    _vsctl(layout, "--no-wait", "init")  # a list of the empty database would wait for its first row
+    return "_uuid" in _vsctl(layout, "--no-wait", "list", "Open_vSwitch")
 
 
 def start(layout: OpenStackLayout) -> None:
