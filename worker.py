@@ -42,7 +42,7 @@ from whimbrel.contracts.heartbeat import COPY_MARK_SIGNAL, STREAM_MARK_SIGNAL, C
 from whimbrel.contracts.names import CONTROL_QUEUE, data_queue
 from whimbrel.dataplane import Governor, register_opener
 from whimbrel.errors import InvalidPlan, WhimbrelError
-from whimbrel.model.endpoint import LibvirtVolumeEndpoint
+from whimbrel.model.endpoint import LibvirtVolumeEndpoint, RbdEndpoint
 from whimbrel.ports.block import BlockDevice
 from whimbrel.ports.cloud import Cloud, CloudRegistry
 from whimbrel.runtime import logs
@@ -240,6 +240,17 @@ def open_volumes_of(clouds: CloudRegistry) -> None:
     register_opener("libvirt-volume", opener)
 
 
+def open_images() -> None:
+    """Let the data plane open images of Ceph pools; the binding is loaded when the first one is opened."""
+
+    def opener(endpoint: RbdEndpoint) -> BlockDevice:
+        from drivers.ceph import open_rbd
+
+        return open_rbd(endpoint)
+
+    register_opener("rbd", opener)
+
+
 def marks(client: Client, loop: asyncio.AbstractEventLoop) -> Notify:
     """Sends a copy's marks to its workflow from any thread; a mark that is lost is no harm."""
 
@@ -271,6 +282,7 @@ def build_workers(
 ) -> list[Worker]:
     """One Worker for each queue that the settings name. Raises InvalidPlan for unknown names."""
     open_volumes_of(clouds)
+    open_images()
     governor = Governor()
     governor.set_host_limit(limit)
     wanted = {queue.strip() for queue in settings.queues.split(",")}

@@ -69,4 +69,25 @@ class LibvirtVolumeEndpoint(Frozen):
     writable: Literal[False] = False
 
 
-Endpoint = Annotated[NbdEndpoint | FileEndpoint | MemoryEndpoint | LibvirtVolumeEndpoint, Field(discriminator="kind")]
+class RbdEndpoint(Frozen):
+    """An image in a Ceph pool, opened through librbd with the configuration and key of the machine that connects."""
+
+    kind: Literal["rbd"] = "rbd"
+    pool: str
+    image: str
+    snapshot: str | None = None
+    """Read the image as it was at this snapshot; never writable."""
+    since: str | None = None
+    """Earlier snapshot against which the device tells what has changed. None: no tracking."""
+    conf: str = "/etc/ceph/ceph.conf"
+    """Ceph's configuration on the machine that connects; it names the keyring."""
+    user: str = "admin"
+    """Ceph user without ``client.``."""
+    session: str | None = None
+    """Key of the session that must be open on the image: without it, or with another, the endpoint is dead."""
+    writable: bool = False
+
+
+Endpoint = Annotated[
+    NbdEndpoint | FileEndpoint | MemoryEndpoint | LibvirtVolumeEndpoint | RbdEndpoint, Field(discriminator="kind")
+]
