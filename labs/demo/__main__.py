@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from temporalio.client import Client, WorkflowHandle
 
-from labs.demo.scene import DATA_BYTES, Proof, demo_plan, make_guest, migrate, until
+from labs.demo.scene import DATA_BYTES, Proof, demo_plan, make_guest, migrate, rehearse, until
 from labs.kvm import LabError
 from labs.stage import Stage
 from whimbrel.errors import WhimbrelError
@@ -26,6 +26,12 @@ from whimbrel.runtime.exits import run_and_leave
 KEPT = Path(".state/demo")
 LINK_BYTES_PER_S = 24e6
 """Both modes get the same link, slow enough that the worker can be killed in the middle of the baseline."""
+
+
+STREAM_BYTES_PER_S = 8e6
+"""The link of the streamed guests: so slow that much has not arrived when it is asked for."""
+READS = 1600
+"""Blocks of 4 KiB that a streamed guest reads from all over its disk when it starts, as an application does."""
 
 
 class Teller:
@@ -79,6 +85,51 @@ def _table(proofs: list[Proof]) -> Table:
     return table
 
 
+def _stream_table(proofs: list[Proof]) -> Table:
+    table = Table(title="What the guests noticed of streaming")
+    for name in ("mode", "all data there after", "hit rate", "misses", "miss p50", "miss p99"):
+        table.add_column(name, justify="left" if name == "mode" else "right")
+    for proof in proofs:
+        status = proof.report.status
+        figures, outage = status.stream, status.outage
+        if figures is None or outage is None or outage.started_at is None or status.hydrated_at is None:
+            continue
+        table.add_row(
+            proof.mode,
+            f"{(status.hydrated_at - outage.started_at).total_seconds():.1f} s",
+            "-" if figures.hit_rate is None else f"{100 * figures.hit_rate:.1f} %",
+            str(figures.misses),
+            "-" if figures.miss_p50_ms is None else f"{figures.miss_p50_ms:.1f} ms",
+            "-" if figures.miss_p99_ms is None else f"{figures.miss_p99_ms:.1f} ms",
+        )
+    return table
+
+
+async def _stream(stage: Stage, teller: Teller, client: Client) -> list[Proof]:
+    """The same content streamed twice: without prefetch, then with it and with the reads that a drill has recorded."""
+    proofs: list[Proof] = []
+    teller.say("the same content streamed: the guest boots at B at once and fetches what it asks for")
+    plain = await asyncio.to_thread(make_guest, stage, "app-stream", reads=READS)
+    await asyncio.sleep(3)
+    plan = demo_plan("app-stream", "streaming", bandwidth_bytes_per_s=STREAM_BYTES_PER_S, stream={"prefetch": False})
+    proofs.append(await migrate(client, stage, plain, plan, on_status=teller.status, label="stream, plain"))
+    await asyncio.to_thread(plain.destroy, "b")
+    ahead = await asyncio.to_thread(make_guest, stage, "app-ahead", reads=READS)
+    await asyncio.sleep(3)
+    drill = {"networks": {"*": "drill"}, "timeout_s": 120.0}
+    plan = demo_plan("app-ahead", "streaming", bandwidth_bytes_per_s=STREAM_BYTES_PER_S, drill=drill)
+    if stage.lab.has_network("b"):
+        report = await rehearse(client, plan)
+        boot_s = report.drill.boot_s if report.drill is not None else None
+        took = f"its checks passed after {boot_s:.1f} s" if boot_s is not None else "its checks passed"
+        teller.say(f"app-ahead: drilled on an isolated network while it ran on; {took}; its reads are kept")
+    else:
+        teller.say("this machine can have no isolated network: no drill")
+    proofs.append(await migrate(client, stage, ahead, plan, on_status=teller.status, label="stream, ahead"))
+    await asyncio.to_thread(ahead.destroy, "b")
+    return proofs
+
+
 async def _play(stage: Stage, teller: Teller) -> list[Proof]:
     teller.say("starting Temporal and two KVM clouds (A and B, a libvirtd each)")
     client: Client = await stage.up()
@@ -100,6 +151,7 @@ async def _play(stage: Stage, teller: Teller) -> list[Proof]:
 
     proofs.append(await migrate(client, stage, warm, plan, on_status=teller.status, disturb=disturb))
     await asyncio.to_thread(warm.destroy, "b")
+    proofs += await _stream(stage, teller, client)
     teller.say("the same content on storage that both clouds see: the disk changes hands, nothing is copied")
     shared = await asyncio.to_thread(make_guest, stage, "app-shared", pool="shared")
     await asyncio.sleep(3)
@@ -148,6 +200,7 @@ async def _main() -> int:
         await asyncio.to_thread(_clear, stage)
         raise
     teller.console.print(_table(proofs))
+    teller.console.print(_stream_table(proofs))
     closed = "" if options.keep or not own_server else " (closed now; make demo KEEP=1 leaves it up to look at)"
     teller.console.print(f"Temporal UI: {_ui(stage)}{closed}")
     for proof in proofs:

@@ -16,9 +16,9 @@ from labs.kvm.records import outage, parse_console, read_image
 from labs.stage import CLOUD_NAMES, Stage
 from whimbrel.contracts import verbs
 from whimbrel.contracts.migration import MigrationInput
-from whimbrel.contracts.names import CONTROL_QUEUE, STATUS_QUERY, WORKFLOW_OF_MODE
+from whimbrel.contracts.names import CONTROL_QUEUE, DRILL, STATUS_QUERY, WORKFLOW_OF_MODE
 from whimbrel.contracts.verbs import Verb
-from whimbrel.model.naming import workflow_id
+from whimbrel.model.naming import drill_id, workflow_id
 from whimbrel.model.plan import Mode, VmPlan
 from whimbrel.model.progress import MigrationReport, MigrationStatus, Phase
 
@@ -52,8 +52,11 @@ class Proof:
         return self.records_lost == 0 and self.digests_equal and self.leftovers == 0
 
 
-def make_guest(stage: Stage, name: str, *, pool: str = "default") -> LabGuest:
-    """A guest on cloud A with data on its disk in a pool; started, writing records and random blocks."""
+def make_guest(stage: Stage, name: str, *, pool: str = "default", reads: int = 0) -> LabGuest:
+    """A guest on cloud A with data on its disk in a pool; started, writing records and random blocks.
+
+    ``reads``: blocks that it reads from all over the disk whenever it boots.
+    """
     network = "lab" if stage.lab.has_network("a") and stage.lab.has_network("b") else None
     spec = GuestSpec(
         name=name,
@@ -62,6 +65,7 @@ def make_guest(stage: Stage, name: str, *, pool: str = "default") -> LabGuest:
         rate=10,
         dirty_kib=512,
         hot_mib=HOT_MIB,
+        reads=reads,
     )
     guest = stage.lab.create_guest(spec, "a", pool=pool)
     disk = guest.disk_paths("a")["vda"]
@@ -116,6 +120,21 @@ async def start(client: Client, plan: VmPlan) -> WorkflowHandle[Any, MigrationRe
     )
 
 
+async def rehearse(client: Client, plan: VmPlan) -> MigrationReport:
+    """Drill a plan, as ``whimbrel drill`` does; an error says why it did not pass."""
+    report: MigrationReport = await client.execute_workflow(
+        DRILL,
+        MigrationInput(plan=plan),
+        id=drill_id(plan.plan, plan.vm),
+        task_queue=CONTROL_QUEUE,
+        result_type=MigrationReport,
+        static_summary=f"{plan.vm}: drill on {plan.target}",
+    )
+    if report.drill is None or not report.drill.passed or report.leftovers:
+        raise RuntimeError(f"the drill did not pass: {report.reason}")
+    return report
+
+
 async def status_of(handle: WorkflowHandle[Any, MigrationReport]) -> MigrationStatus:
     """The status query."""
     found: MigrationStatus = await handle.query(STATUS_QUERY, result_type=MigrationStatus)
@@ -152,6 +171,7 @@ async def migrate(
     *,
     on_status: Callable[[MigrationStatus], None] = lambda status: None,
     disturb: Callable[[WorkflowHandle[Any, MigrationReport]], Awaitable[None]] | None = None,
+    label: str = "",
 ) -> Proof:
     """Migrate, prove, confirm; see ``Proof``."""
     boot_before = guest.boot_count()
@@ -162,10 +182,12 @@ async def migrate(
     await asyncio.to_thread(guest.wait_console, rf"WBREC1 kind=run boot={boot_before + 1} ", timeout_s=60)
     await handle.execute_update(verbs.CONFIRM, Verb(by="demo"))
     report = await handle.result()
-    return await asyncio.to_thread(prove, stage, guest, plan, report, boot_before)
+    return await asyncio.to_thread(prove, stage, guest, plan, report, boot_before, label)
 
 
-def prove(stage: Stage, guest: LabGuest, plan: VmPlan, report: MigrationReport, boot_before: int) -> Proof:
+def prove(  # noqa: PLR0917 - what was there before, what came of it, and how to call it
+    stage: Stage, guest: LabGuest, plan: VmPlan, report: MigrationReport, boot_before: int, label: str = ""
+) -> Proof:
     """Hold the report against the guest's own records on both disks."""
     acknowledged = parse_console(guest.console_text())
     gap = outage(acknowledged, boot=boot_before + 1)
@@ -175,9 +197,10 @@ def prove(stage: Stage, guest: LabGuest, plan: VmPlan, report: MigrationReport, 
     kept_from = max((record.n for record in before), default=0) - slots + 256
     lost = [record.n for record in before if record.n > kept_from and record.n not in held]
     verify = report.status.verify
+    figures = report.status.stream
     return Proof(
-        mode=plan.mode,
-        moved_bytes=report.bytes_sent,
+        mode=label or plan.mode,
+        moved_bytes=report.bytes_sent + (figures.demand_bytes + figures.background_bytes if figures else 0),
         rounds=report.status.rounds_done,
         outage_s=gap.seconds,
         outage_uncertainty_s=gap.uncertainty_s,

@@ -56,6 +56,8 @@ class GuestSpec:
     dirty_kib: int = 0
     """Random KiB per second written besides the records."""
     hot_mib: int = 8
+    reads: int = 0
+    """Blocks of 4 KiB read from all over the first disk in every boot, before the first record."""
     """Size of the area these writes fall in, after the records."""
     ignore_acpi: bool = False
     """The guest sees the power button and does nothing."""
@@ -72,7 +74,7 @@ class GuestSpec:
         scsi = int(any(disk.bus == "scsi" for disk in self.disks))
         return (
             f"console=ttyS0 quiet panic=-1 wb.rate={self.rate} wb.records={self.slots} wb.dirty_kib={self.dirty_kib} "
-            f"wb.hot_mib={self.hot_mib} wb.ignore_acpi={int(self.ignore_acpi)} wb.scsi={scsi}"
+            f"wb.hot_mib={self.hot_mib} wb.reads={self.reads} wb.ignore_acpi={int(self.ignore_acpi)} wb.scsi={scsi}"
         )
 
     def targets(self) -> list[str]:

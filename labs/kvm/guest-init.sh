@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # First and only process tree of a lab guest: writes numbered, checksummed records to its disks.
 # Kernel command line: wb.rate= records/s (0: none), wb.records= slots, wb.dirty_kib= random KiB/s,
+# wb.reads= blocks read from all over the disk before the first record (an application's start), the same in every boot,
 # wb.hot_mib= area for these, wb.print= every k-th record on the console, wb.ignore_acpi=1,
 # wb.base= MiB left alone at the start of each disk (a boot loader), wb.net=A.B.C: network A.B.C.0/24, gateway .1;
 # the NIC's address ends in the number its MAC ends in. With wb.net commands are taken on TCP port 7000 as well.
@@ -12,7 +13,7 @@
 /bin/busybox --install -s /bin
 export PATH=/bin
 
-rate=5 records=2048 dirty_kib=0 hot_mib=8 print=1 ignore_acpi=0 scsi=0 base=0 net=
+rate=5 records=2048 dirty_kib=0 hot_mib=8 print=1 ignore_acpi=0 scsi=0 base=0 net= reads=0
 for word in $(cat /proc/cmdline); do
     case $word in wb.net=*[!0-9.]*) ;; wb.net=*) net=${word#wb.net=} ;; wb.*=*[!0-9]*) ;; wb.*=*) eval "${word#wb.}" ;; esac
 done
@@ -66,6 +67,18 @@ find_last; resumed=$last
 printf '%-4095s\n' "WBDISK1 boots=$boot records=$records" >/tmp/head
 for disk in $disks; do put /tmp/head "$disk" $((base * 256)); done
 echo "$last" >/tmp/last
+
+# What an application reads when it starts: blocks in clusters all over the disk, in an order of its own.
+warm_up() {
+    sectors=$(cat "/sys/block/$first/size"); blocks=$((sectors / 8)) seed=4711 left=$reads
+    while [ "$left" -gt 0 ]; do
+        seed=$(( (seed * 1103515245 + 12345) % 2147483648 ))
+        place=$(( seed / 64 % (blocks - 64) ))
+        dd if="/dev/$first" of=/dev/null bs=4k count=8 skip=$place iflag=direct 2>/dev/null || say "IOERR disk=$first read=$place"
+        left=$((left - 8))
+    done
+}
+[ "$reads" -gt 0 ] && [ -n "$first" ] && warm_up
 
 # record KIND: the same line in every 512-byte sector, so that a torn write shows; the sum in the last sector
 record() {

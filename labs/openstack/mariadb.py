@@ -10,7 +10,6 @@ from labs.openstack.processes import Daemon, run
 
 DATABASES = ("keystone", "placement", "glance", "cinder", "nova", "nova_api", "nova_cell0", "neutron")
 LOG = "mariadb-commands"
-PORT = 3306
 
 
 def daemon(layout: OpenStackLayout) -> Daemon:

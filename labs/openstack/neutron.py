@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from openstack.connection import Connection
 
-from labs.openstack import mariadb, rabbit
+from labs.openstack import rabbit
 from labs.openstack.layout import CLOUDS, MAC_PREFIX, CloudLayout, venv_dir
 from labs.openstack.ovs import OVSDB
 from labs.openstack.processes import Daemon
@@ -15,7 +15,7 @@ from labs.openstack.wsgi import api
 PRIVSEP_CONTEXTS = ("", "_dhcp_release", "_ovs_vsctl", "_namespace", "_conntrack", "_link")
 PROGRAMS = {
     "neutron-rpc-server": rabbit.PORT,
-    "neutron-periodic-workers": mariadb.PORT,  # has nothing to say on the message bus
+    "neutron-periodic-workers": None,  # connects to its database at its first task, up to a minute later
     "neutron-openvswitch-agent": rabbit.PORT,
 }
 """Program -> port of what it is deaf without."""

@@ -236,7 +236,12 @@ def _remote_ports(pid: int) -> set[int]:
     return {int(row[2][-4:], 16) for row in rows if row[3] == established and f"socket:[{row[9]}]" in inodes}
 
 
-def talks_to(layout: OpenStackLayout, name: str, port: int) -> bool:
-    """Tell whether daemon ``name`` holds a connection to ``port``: an RPC service without its message bus is deaf."""
+def talks_to(layout: OpenStackLayout, name: str, port: int | None) -> bool:
+    """Tell whether daemon ``name`` holds a connection to ``port``: an RPC service without its message bus is deaf.
+
+    Without a port: whether it has forked its worker.
+    """
     pid = pid_of(layout, name)
+    if pid is not None and port is None:
+        return len(session_of(layout, pid)) > 1
     return pid is not None and any(port in _remote_ports(one) for one in session_of(layout, pid))

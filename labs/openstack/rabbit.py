@@ -55,9 +55,9 @@ def _answers(layout: OpenStackLayout) -> bool:
 
 
 def client(
-    cloud: CloudLayout, program: str, command: Sequence[str], *, holds: int = PORT, **environment: str
+    cloud: CloudLayout, program: str, command: Sequence[str], *, holds: int | None = PORT, **environment: str
 ) -> Daemon:
-    """Return the daemon ``<cloud>-<program>`` of a service that is well while it is connected to port ``holds``."""
+    """Return the daemon ``<cloud>-<program>`` of a service that is well while ``talks_to`` says so of ``holds``."""
     name = f"{cloud.name}-{program}"
     return Daemon(
         name,

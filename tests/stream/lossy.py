@@ -19,6 +19,8 @@ class LossyDisk:
         self.stable = bytearray(content)
         self._unsynced: set[int] = set()
         self._lock = threading.Lock()
+        self.before_write: Callable[[], None] = lambda: None
+        """Called before each change."""
         self.before_flush: Callable[[], None] = lambda: None
         self.after_flush: Callable[[], None] = lambda: None
         """What happens in the moments around the sync: a crash (an exception), or somebody else's write."""
@@ -28,6 +30,7 @@ class LossyDisk:
             buffer[:] = self.now[offset : offset + len(buffer)]
 
     def write_from(self, offset: int, data: memoryview) -> None:
+        self.before_write()
         with self._lock:
             assert offset + len(data) <= len(self.now)
             self.now[offset : offset + len(data)] = data

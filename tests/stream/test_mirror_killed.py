@@ -45,6 +45,11 @@ class Overlay:
             self._program.kill()
             self._program.wait(PATIENCE_S)
 
+    def signal(self, number: int) -> None:
+        """Stop it for a while, or let it go on."""
+        if self._program is not None:
+            self._program.send_signal(number)
+
     def content(self) -> bytes:
         """Base and overlay, as the source would boot from them; only while nothing has it open."""
         raw = self.file.with_suffix(".raw")

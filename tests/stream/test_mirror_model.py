@@ -27,6 +27,7 @@ from whimbrel.errors import WhimbrelError
 from whimbrel.stream.chunkmap import ChunkMap, DurableFile, open_map
 from whimbrel.stream.protect.change import Change
 from whimbrel.stream.protect.intent import Intent, open_intent
+from whimbrel.stream.protect.journaled import Journaled
 from whimbrel.stream.protect.mirror import Mirror
 from whimbrel.stream.protect.shadow import Shadow
 from whimbrel.stream.source import Stopped
@@ -115,8 +116,11 @@ class MirrorMachine(RuleBasedStateMachine):
             mapped=lossy_map,
         )
         self.dead = threading.Event()
-        self.mirror = Mirror(self.store, self.intent, Shadow(self.shadow.open, SIZE))
+        self.mirror = self.protected()
         self.mirror.start()
+
+    def protected(self) -> Mirror | Journaled:
+        return Mirror(self.store, self.intent, Shadow(self.shadow.open, SIZE))
 
     def fetch(self, chunks: list[int]) -> None:
         for chunk in chunks:
@@ -261,9 +265,14 @@ class MirrorMachine(RuleBasedStateMachine):
         self.open()
 
     def host_crashes(self, seed: int) -> None:
+        self.end()
+        self.crash_files(seed)
+        self.open()
+
+    def crash_files(self, seed: int) -> None:
+        """What a crash of the host leaves of the server's files, which are closed."""
         assert self.durable is not None
         rng = random.Random(seed)
-        self.end()
         (self.directory / "m.durable").write_bytes(self.durable.crash(rng))
         self.durable = None
         now, stable = (self.directory / "left").read_bytes(), (self.directory / "stable").read_bytes()
@@ -271,7 +280,6 @@ class MirrorMachine(RuleBasedStateMachine):
         (self.directory / "m.intent").write_bytes(stable[:4096] + torn[4096:])
         self.disk = LossyDisk(self.disk.crash(rng))
         self.boot += 1
-        self.open()
 
     def teardown(self) -> None:
         if hasattr(self, "directory"):

@@ -39,8 +39,8 @@ FLAGS_OF: Final = {
     p.CMD_WRITE_ZEROES: p.CMD_FLAG_FUA | p.CMD_FLAG_NO_HOLE,
     p.CMD_BLOCK_STATUS: p.CMD_FLAG_REQ_ONE,
 }
-CHANGES: Final[dict[int, ChangeKind]] = {p.CMD_WRITE: "write", p.CMD_WRITE_ZEROES: "zero", p.CMD_TRIM: "trim"}
 """Some clients set FUA on any command ("Command flags" lets them where the server offers it)."""
+CHANGES: Final[dict[int, ChangeKind]] = {p.CMD_WRITE: "write", p.CMD_WRITE_ZEROES: "zero", p.CMD_TRIM: "trim"}
 
 Accessed = Callable[[int, int, Access, float], None]
 """Told of every access: offset, length, what, and when by time.monotonic. Must be quick."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from whimbrel.dataplane.devices import open_device
 from whimbrel.dataplane.filedevice import FileDevice
-from whimbrel.errors import Conflict, Unavailable, Unsupported, WhimbrelError
+from whimbrel.errors import Conflict, Unavailable, WhimbrelError
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.nbd import open_nbd
 from whimbrel.ports.block import BlockDevice
@@ -26,7 +26,6 @@ from whimbrel.stream.prefetch.assembly import Prefetch
 from whimbrel.stream.prefetch.recorder import Recorder
 from whimbrel.stream.prefetch.trace import TraceHeader
 from whimbrel.stream.protect import guard
-from whimbrel.stream.protect.mirror import Mirror
 from whimbrel.stream.source import Source
 from whimbrel.stream.store import Store
 from whimbrel.stream.window import Window
@@ -40,8 +39,6 @@ class StreamServer:
 
     def __init__(self, config: StreamConfig) -> None:
         self.config = config
-        if config.protect.mode == "journal":
-            raise Unsupported("this server cannot protect writes by a journal yet")
         tls = server_context(Path(config.tls.directory), verify_peer=config.tls.verify_peer) if config.tls else None
         self._target, self._map = open_target(config)
         self.store = Store(self._target, self._map)
@@ -153,7 +150,7 @@ class StreamServer:
         path, limit = self.config.governor_path, self.config.host_limit_bytes_per_s
         return HostGovernor(Path(path), limit) if path is not None and limit is not None else None
 
-    def _open_protection(self) -> Mirror | None:
+    def _open_protection(self) -> guard.Guard | None:
         stem, timeout_s = Path(self.config.map_stem), self.config.source_timeout_s
         try:
             return guard.open_protection(self.config.protect, self.store, self._map, stem, timeout_s=timeout_s)

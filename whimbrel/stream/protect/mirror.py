@@ -6,19 +6,17 @@ shadow that is away is waited for; reads go on meanwhile.
 
 from __future__ import annotations
 
-import logging
 import threading
 
 from whimbrel.errors import WhimbrelError
 from whimbrel.stream.chunkmap import Run
 from whimbrel.stream.protect.change import Change, Done
 from whimbrel.stream.protect.intent import Intent
+from whimbrel.stream.protect.landing import land, made_exact
 from whimbrel.stream.protect.sequence import Sequence
 from whimbrel.stream.protect.settle import Settling
 from whimbrel.stream.protect.shadow import Shadow
 from whimbrel.stream.store import Store
-
-log = logging.getLogger(__name__)
 
 
 class Mirror:
@@ -86,28 +84,13 @@ class Mirror:
     def _carry_out(self, batch: list[Change]) -> None:
         runs: list[Run] = [self._store.span(change.offset, change.length) for change in batch]
         self._intent.mark(runs)
-        made = [make(self._store, change) for change in batch]
-        self.shadow.apply([change for change, _ in made])
+        made: list[Change] = []
+        errors: list[WhimbrelError | None] = []
+        for change in batch:
+            exact = made_exact(self._store, change)
+            errors.append(land(self._store, exact))
+            made.append(exact)
+        self.shadow.apply(made)
         self._intent.landed(runs)
-        for change, (_, error) in zip(batch, made, strict=True):
+        for change, error in zip(batch, errors, strict=True):
             change.done(error)
-
-
-def make(store: Store, change: Change) -> tuple[Change, WhimbrelError | None]:
-    """Change the target. What was really changed (a trim leaves some out), and the error if it failed.
-
-    A write that failed may have been made in part, so the shadow gets it all the same: the guest knows that the place
-    holds anything now.
-    """
-    if change.kind == "trim":
-        offset, length = store.trimmable(change.offset, change.length)
-        change = Change("zero", offset, length)
-    try:
-        if change.data is not None:
-            store.write(change.offset, change.data)
-        elif change.length:
-            store.zero(change.offset, change.length, may_punch=change.may_punch)
-    except WhimbrelError as error:
-        log.warning("change.failed", extra={"offset": change.offset, "error": str(error)})
-        return change, error
-    return change, None

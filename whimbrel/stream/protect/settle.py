@@ -10,8 +10,10 @@ chunks are copied from the shadow, so nothing acknowledged is lost at either sid
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable
 
 from whimbrel.errors import WhimbrelError
+from whimbrel.stream.chunkmap import Run
 from whimbrel.stream.protect.change import Change, Done
 from whimbrel.stream.protect.intent import Intent
 from whimbrel.stream.protect.shadow import Shadow
@@ -24,13 +26,16 @@ TARGET_PAUSE_S = 0.5
 class Settling:
     """``run`` once, in a thread that may wait for the shadow; the rest for any thread."""
 
-    def __init__(self, store: Store, intent: Intent, shadow: Shadow, stop: threading.Event) -> None:
+    def __init__(
+        self, store: Store, intent: Intent, shadow: Shadow, stop: threading.Event, also: Iterable[Run] = ()
+    ) -> None:
+        """``also``: more chunks that may not be read before ``run`` has ended."""
         self._store = store
         self._intent = intent
         self._shadow = shadow
         self._stop = stop
         runs = intent.marked() if intent.host_crashed else intent.flying()
-        self._open = {chunk for first, last in runs for chunk in range(first, last)}
+        self._open = {chunk for first, last in (*runs, *also) for chunk in range(first, last)}
         self._lock = threading.Lock()
         self._waiting: list[Done] = []
 
@@ -54,11 +59,7 @@ class Settling:
     def run(self) -> None:
         """Settle. Raises Stopped."""
         if self._open:
-            if self._intent.host_crashed:
-                # What an unfinished batch left in the shadow's cache could vanish there after it was copied here.
-                self._shadow.flush()
-            for chunk in sorted(self._open):
-                self._copy(chunk)
+            self._make_alike()
             self._persist(self._store.flush)
         if self._open or self._intent.host_crashed:
             self._intent.settled()
@@ -67,6 +68,13 @@ class Settling:
             waiting, self._waiting = self._waiting, []
         for go in waiting:
             go(None)
+
+    def _make_alike(self) -> None:
+        if self._intent.host_crashed:
+            # What an unfinished batch left in the shadow's cache could vanish there after it was copied here.
+            self._shadow.flush()
+        for chunk in sorted(self._open):
+            self._copy(chunk)
 
     def _copy(self, chunk: int) -> None:
         store = self._store
@@ -81,9 +89,8 @@ class Settling:
             self._shadow.apply([Change("write", offset, length, buffer)])
         # A missing chunk was never changed at the target, and the shadow comes after the target.
 
-    def _persist(self, act: object) -> None:
+    def _persist(self, act: Callable[[], object]) -> None:
         """Do something at the target, again while it cannot (full)."""
-        assert callable(act)
         while True:
             try:
                 act()

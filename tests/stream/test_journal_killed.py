@@ -1,0 +1,201 @@
+"""Journal with real programs: a server that is killed, a shadow overlay behind qemu-nbd that is killed too."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.stream.rawclient import RawClient
+from tests.stream.streams import CHUNK, MIB, PATIENCE_S, Process, config_for, make_source, until
+from tests.stream.test_mirror_killed import SIZE, Overlay
+from tests.stream.test_stream_killed import RECORD, WRITERS, Writer, _moved, record
+from whimbrel.nbd import protocol as p
+from whimbrel.stream.protect import ProtectConfig
+
+SLOTS = 40
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kills", [5, pytest.param(25, marks=pytest.mark.slow)])
+def test_after_kills_a_drain_brings_everything_acknowledged(spot: Path, kills: int) -> None:
+    content = bytearray(make_source(spot / "source.raw", SIZE))
+    overlay = Overlay(spot)
+    protect = ProtectConfig(mode="journal", shadow=overlay.endpoint)
+    server = Process(spot, config_for(spot, SIZE, bandwidth_bytes_per_s=SIZE / max(kills, 8), protect=protect))
+    writers = [Writer(number, spot / "nbd", seed=number + 100 * kills) for number in range(WRITERS)]
+    rng = random.Random(kills)
+    try:
+        overlay.start()
+        server.start()
+        for writer in writers:
+            writer.start()
+        for number in range(kills):
+            before = sum(writer.acknowledged for writer in writers)
+            until(partial(_moved, writers, before), "writing after a restart")
+            time.sleep(rng.uniform(0, 0.4))
+            victims = rng.choice(["server", "shadow", "both"]) if number else "both"
+            if victims != "server":
+                overlay.kill()
+            if victims != "shadow":
+                server.kill()
+                # The shadow is not needed to go on.
+                server.start()
+            if victims != "server":
+                overlay.start()
+        for writer in writers:
+            writer.ending.set()
+        server.kill()
+        overlay.kill()
+        for writer in writers:
+            writer.join(PATIENCE_S)
+            assert not writer.is_alive()
+            assert writer.failure is None, writer.failure
+            for slot, data in writer.last.items():
+                content[slot * RECORD : (slot + 1) * RECORD] = data
+        pending = dict(writer.pending for writer in writers if writer.pending)
+        server.start()
+        assert not server.ask("drain", timeout_s=0.1)["drained"] or not server.status()["protect"]["lacking_changes"]
+        overlay.start()
+        assert server.ask("drain")["drained"]
+        status = server.status()["protect"]
+        assert (status["mode"], status["shadow_error"], status["unsettled_chunks"]) == ("journal", None, 0)
+        assert (status["lag_bytes"], status["lacking_changes"], status["journal_error"]) == (0, 0, None)
+        # No farewell: drained means that it is in the overlay for good.
+        overlay.kill()
+        found = overlay.content()
+        for slot in range(SIZE // RECORD):
+            place = slice(slot * RECORD, (slot + 1) * RECORD)
+            assert found[place] in {bytes(content[place]), pending.get(slot)}, f"slot {slot}"
+        overlay.start()
+        server.ask("set-bandwidth", bytes_per_s=None)
+        until(lambda: server.status()["complete"], "end of the hydration")
+        assert server.terminate() == 0
+        overlay.kill()
+        assert (spot / "target.raw").read_bytes() == found
+    finally:
+        for writer in writers:
+            writer.ending.set()
+        server.kill()
+        overlay.kill()
+
+
+@pytest.mark.interop
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("rounds", [2, pytest.param(15, marks=pytest.mark.slow)])
+def test_without_a_drain_the_overlay_is_a_beginning_of_what_was_written(spot: Path, rounds: int) -> None:
+    content = bytearray(make_source(spot / "source.raw", MIB))
+    states = [bytes(content)]
+    overlay = Overlay(spot)
+    protect = ProtectConfig(mode="journal", shadow=overlay.endpoint)
+    server = Process(spot, config_for(spot, MIB, protect=protect))
+    reached = number = 0
+    rng = random.Random(rounds)
+    try:
+        server.start()
+        for _ in range(rounds):
+            overlay.start()
+            client = RawClient(spot / "nbd")
+            for _ in range(rng.randint(30, 60)):
+                number += 1
+                slot = rng.randrange(SLOTS)
+                data = record(0, slot, number)
+                content[slot * RECORD : (slot + 1) * RECORD] = data
+                states.append(bytes(content))
+                client.ask(p.CMD_WRITE, slot * RECORD, data=data)
+                client.ask(p.CMD_FLUSH)
+            client.close()
+            victims = rng.choice(["shadow", "both"])
+            overlay.kill()
+            if victims == "both":
+                server.kill()
+                server.start()
+            found = overlay.content()
+            assert found in states, "the overlay is no state that the disk ever had"
+            now = max(at for at, state in enumerate(states) if state == found)
+            assert now >= reached, "the overlay went back"
+            reached = now
+        overlay.start()
+        assert server.ask("drain")["drained"]
+        overlay.kill()
+        assert overlay.content() == content
+    finally:
+        server.kill()
+        overlay.kill()
+
+
+@pytest.mark.interop
+def test_writes_go_on_while_the_shadow_is_away_until_the_bound(spot: Path) -> None:
+    content = bytearray(make_source(spot / "source.raw", SIZE))
+    overlay = Overlay(spot)
+    bound = 64 * RECORD
+    protect = ProtectConfig(mode="journal", shadow=overlay.endpoint, max_lag_bytes=bound, max_lag_s=3600)
+    server = Process(spot, config_for(spot, SIZE, protect=protect))
+    try:
+        server.start()
+        client = RawClient(spot / "nbd")
+        for slot in range(100):
+            data = record(1, slot, 1)
+            client.post(p.CMD_WRITE, slot * CHUNK // 2, data=data)
+            content[slot * CHUNK // 2 : slot * CHUNK // 2 + RECORD] = data
+        taken = {client.take()[:2] for _ in range(64)}
+        assert taken == {(cookie, 0) for cookie in range(1, 65)}
+        client.sock.settimeout(0.5)
+        with pytest.raises(TimeoutError):
+            client.take()
+        client.sock.settimeout(PATIENCE_S)
+        status = server.status()["protect"]
+        assert status["lag_bytes"] == bound
+        assert status["lag_s"] > 0
+        assert status["shadow_error"] is not None
+        reader = RawClient(spot / "nbd")
+        assert reader.ask(p.CMD_READ, 0, RECORD) == record(1, 0, 1)
+        reader.ask(p.CMD_FLUSH)
+        assert not server.ask("drain", timeout_s=0.1)["drained"]
+        # Killed while writes wait: all that was acknowledged is in the journal, and the rest may be.
+        server.kill()
+        server.start()
+        assert server.status()["protect"]["lag_bytes"] >= bound
+        overlay.start()
+        assert server.ask("drain")["drained"]
+        overlay.kill()
+        found = overlay.content()
+        for slot in range(64):
+            place = slice(slot * CHUNK // 2, slot * CHUNK // 2 + RECORD)
+            assert found[place] == content[place]
+    finally:
+        server.kill()
+        overlay.kill()
+
+
+@pytest.mark.interop
+def test_a_shadow_that_hangs_slows_writes_and_lets_them_go_on(spot: Path) -> None:
+    make_source(spot / "source.raw", SIZE)
+    overlay = Overlay(spot)
+    protect = ProtectConfig(mode="journal", shadow=overlay.endpoint, max_lag_bytes=16 * RECORD)
+    server = Process(spot, config_for(spot, SIZE, protect=protect))
+    try:
+        overlay.start()
+        server.start()
+        client = RawClient(spot / "nbd")
+        client.ask(p.CMD_WRITE, 0, data=b"a" * RECORD)
+        assert server.ask("drain")["drained"]
+        overlay.signal(signal.SIGSTOP)
+        posted = [client.post(p.CMD_WRITE, CHUNK * number, data=b"b" * RECORD) for number in range(1, 33)]
+        answered = [client.take()[0] for _ in range(16)]
+        time.sleep(0.3)
+        assert server.status()["protect"]["lag_bytes"] == 16 * RECORD
+        overlay.signal(signal.SIGCONT)
+        answered += [client.take()[0] for _ in range(16)]
+        assert sorted(answered) == posted
+        assert server.ask("drain")["drained"]
+        assert server.status()["protect"]["slowed_s"] > 0.2
+    finally:
+        overlay.signal(signal.SIGCONT)
+        server.kill()
+        overlay.kill()
