@@ -53,7 +53,8 @@ class JournalMachine(MirrorMachine):
         def sync(which: Segment) -> None:
             end = which.end
             _real_sync(which)
-            machine.synced[which.path.name] = end
+            # Two threads may sync at once, and the one that began earlier may end later.
+            machine.synced[which.path.name] = max(end, machine.synced.get(which.path.name, 0))
 
         def cut(which: Segment) -> None:
             _real_cut(which)
