@@ -20,7 +20,8 @@ import activities.probe
 from tests.workflows.bench import MIB, Migrated, Orchestrator, control_worker
 from tests.workflows.sharing import share, shared_plan
 from whimbrel.contracts import verbs
-from whimbrel.errors import BaseLost, Conflict
+from whimbrel.errors import BaseLost, Conflict, Unavailable
+from whimbrel.model.facts import NetworkFacts
 from whimbrel.model.progress import Phase
 from whimbrel.runtime.devserver import DevServer, free_port
 from whimbrel.runtime.exits import run_and_leave
@@ -109,9 +110,45 @@ async def dual_attach_back(bench: Orchestrator) -> Migrated:
     return migrated
 
 
+async def streaming(bench: Orchestrator) -> Migrated:
+    """After pre-copy; the source away for a while; switched and confirmed."""
+    bench.fail("stream.hydrate", lambda: Unavailable("the source is away"), times=2)
+    return await bench.start(bench.plan("app01", mode="streaming", stream={"precopy": True}))
+
+
+async def streaming_back(bench: Orchestrator) -> Migrated:
+    """A take-over that is taken back, then one that is protected and rolled back with the target's writes."""
+    bench.fail("stream.serve", lambda: Conflict("the socket is taken"))
+    plan = bench.plan("app01", mode="streaming", stream={"protect": "mirror"}, confirm={"then": "wait"})
+    migrated = await bench.start(plan)
+    await migrated.held()
+    await migrated.say(verbs.RESUME)
+    await migrated.phase(Phase.CONFIRM)
+    await migrated.say(verbs.ROLLBACK)
+    return migrated
+
+
+async def drill(bench: Orchestrator) -> Migrated:
+    """A rehearsal that waits for all data."""
+    bench.target.add_network(NetworkFacts(name="drill-net", isolated=True))
+    return await bench.rehearse(bench.plan("app01", drill={"networks": {"*": "drill-net"}, "hydrate": True}))
+
+
 STORIES: dict[str, Story] = {
     story.__name__: story
-    for story in (incremental, cold, rollback, retreat, cancelled, continued, dual_attach, dual_attach_back)
+    for story in (
+        incremental,
+        cold,
+        rollback,
+        retreat,
+        cancelled,
+        continued,
+        dual_attach,
+        dual_attach_back,
+        streaming,
+        streaming_back,
+        drill,
+    )
 }
 
 
