@@ -98,6 +98,7 @@ class StreamActivities:
         if shadow is not None and not isinstance(shadow, (NbdEndpoint, FileEndpoint, MemoryEndpoint)):
             raise Unsupported(f"the shadow of disk {key} cannot be reached through {shadow.kind}")
         path = self._clouds.get(wanted.cloud).serving.local_path(disk.disk.volume)
+        limit = self._governor.host_limit_bytes_per_s
         traces: tuple[str, ...] = ()
         if policy.prefetch:
             kept = traces_of(self._state_dir, wanted.vm, key)
@@ -122,6 +123,8 @@ class StreamActivities:
                 ),
                 "prefetch": {"history": traces, "sequential": policy.prefetch, "correlation": policy.prefetch},
                 "trace_path": str(place.trace) if wanted.record else None,
+                "governor_path": str(self._state_dir / "streams.governor") if limit else None,
+                "host_limit_bytes_per_s": limit,
             }
         )
 
