@@ -161,6 +161,8 @@ def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
         volume.remove,
         volume.open_writer,
         volume.open_disk_writer,
+        volume.freeze_writer,
+        volume.thaw_writer,
         volume.close_writer,
         point.open,
         point.close,

@@ -8,9 +8,12 @@ from whimbrel.contracts.activity_io import (
     CloseWriterInput,
     Done,
     EnsureVolumesInput,
+    FreezeWriterInput,
     OpenDiskWriterInput,
     OpenWriterInput,
+    PointResult,
     RemoveVolumesInput,
+    ThawWriterInput,
     VolumesResult,
     WriterResult,
 )
@@ -60,4 +63,16 @@ class VolumeActivities:
     def close_writer(self, wanted: CloseWriterInput) -> Done:
         """Flush and close a session; one that is gone is fine."""
         self._clouds.get(wanted.cloud).volumes.close_writer(wanted.key)
+        return Done()
+
+    @activity.defn(name="volume.freeze_writer", no_thread_cancel_exception=True)
+    def freeze_writer(self, wanted: FreezeWriterInput) -> PointResult:
+        """Freeze what a session's volumes hold at this instant, while it goes on; or find what is frozen already."""
+        volumes = self._clouds.get(wanted.cloud).volumes
+        return PointResult(point=volumes.freeze_writer(wanted.key, wanted.point, migration=wanted.migration))
+
+    @activity.defn(name="volume.thaw_writer", no_thread_cancel_exception=True)
+    def thaw_writer(self, wanted: ThawWriterInput) -> Done:
+        """Give a frozen state up; one that is gone is fine."""
+        self._clouds.get(wanted.cloud).volumes.thaw_writer(wanted.key, wanted.point)
         return Done()

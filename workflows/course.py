@@ -36,6 +36,14 @@ class Course:
     drill: bool = False
     """A rehearsal: nobody is asked when a step fails, for everything is taken down again."""
 
+    from_copy: bool = False
+    """A rehearsal of what another migration has copied: nothing is opened at the source."""
+    copy_torn: bool = False
+    """A cutover that was taken back may have written half a delta: only the next round makes the copy whole."""
+
+    thaw_failed: bool = False
+    """What was lent to a drill could not be given up; it is tried again after the next round."""
+
     @property
     def kind(self) -> str:
         """What is shown as the mode."""
@@ -54,7 +62,7 @@ class Course:
     @property
     def takes_points(self) -> bool:
         """Whether the mode opens points in time, of which something could be left."""
-        return self.plan.mode != "dual-attach"
+        return self.plan.mode != "dual-attach" and not self.from_copy
 
     @property
     def copies_first(self) -> bool:

@@ -83,7 +83,7 @@ async def retreat(course: Course, mark: int, found: failure.Failure) -> None:
     journal.source_point = journal.target_point = None
     journal.target_ref = journal.target_token = None
     journal.outage = None
-    journal.retreated = True
+    journal.retreated = course.copy_torn = True
     course.wishes.cutover = False
 
 

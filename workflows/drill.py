@@ -5,6 +5,7 @@ Everything that it makes is taken down again, whatever happens; what stays is th
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
 from temporalio import workflow
@@ -15,12 +16,22 @@ from activities.drill import DrillActivities
 from activities.stream import StreamActivities
 from whimbrel.contracts import failure
 from whimbrel.contracts.activity_io import StartInput
-from whimbrel.contracts.migration import MigrationInput, UndoStep
+from whimbrel.contracts.lending import (
+    COPY_LENT_SIGNAL,
+    COPY_RECALLED_SIGNAL,
+    COPY_WANTED_SIGNAL,
+    CopyLent,
+    CopyRecalled,
+    CopyWanted,
+)
+from whimbrel.contracts.migration import DrillInput, UndoStep
 from whimbrel.contracts.names import DRILL
 from whimbrel.contracts.stream_io import StreamInput
+from whimbrel.errors import PreconditionFailed
 from whimbrel.model.drill import DrillRecord
-from whimbrel.model.naming import point_key
+from whimbrel.model.naming import point_key, workflow_id
 from whimbrel.model.plan import HealthPolicy, VmPlan, Window
+from whimbrel.model.point import OpenPoint
 from whimbrel.model.progress import MigrationReport, Phase
 from workflows.calls import call
 from workflows.closing import RollbackWanted, check_health
@@ -31,6 +42,10 @@ from workflows.migration import Ending, Migration
 from workflows.opening import precheck, prepare
 from workflows.taking_over import serve
 from workflows.undo import unwind
+
+
+LOAN_WAIT = timedelta(hours=2)
+"""So long a drill waits for a round of the migration to end."""
 
 
 def rehearsed(plan: VmPlan) -> VmPlan:
@@ -58,15 +73,19 @@ class Drill(Migration):
     """One VM's rehearsal; its source is read and nothing else."""
 
     @workflow.init
-    def __init__(self, start: MigrationInput) -> None:
+    def __init__(self, start: DrillInput) -> None:
         super().__init__(start.model_copy(update={"plan": rehearsed(start.plan)}))
         self.course.drill = True
+        self.course.from_copy = start.from_copy
+        self._lent: OpenPoint | None = None
+        self._recalled: str | None = None
+        self._reading = False
         self._started_at: datetime | None = None
         self._answered_at: datetime | None = None
         self._frozen_at: datetime | None = None
 
     @workflow.run
-    async def run(self, start: MigrationInput) -> MigrationReport:
+    async def run(self, start: DrillInput) -> MigrationReport:
         """Rehearse, take everything down, report."""
         del start
         return await self.carry_out()
@@ -79,7 +98,10 @@ class Drill(Migration):
             if blocking:
                 self._reason = "; ".join(finding.line for finding in blocking)
                 return "refused"
+            if course.from_copy and not await self._borrow():
+                return "refused"
             await self._rehearse()
+            self._reading = False
         except (FailureError, RollbackWanted) as error:
             if isinstance(error, FailureError) and failure.is_cancel(error):
                 raise
@@ -95,7 +117,7 @@ class Drill(Migration):
     async def _rehearse(self) -> None:
         course, journal = self.course, self.course.journal
         await prepare(course)
-        await course.step("freeze the source's disks", self._freeze)
+        await course.step(*self._state())
         journal.push(UndoStep(kind="stop-stream", detail="keep the trace"))
         await course.step("serve the frozen disks", lambda: serve(course, record=True))
         journal.enter(Phase.REBUILD)
@@ -108,6 +130,77 @@ class Drill(Migration):
         if course.plan.drill.hydrate:
             await hydrate(course)
             await course.step("compare", lambda: prove(course))
+
+    def _state(self) -> tuple[str, Callable[[], Awaitable[None]]]:
+        if self.course.from_copy:
+            return "take the migration's copy", self._take_copy
+        return "freeze the source's disks", self._freeze
+
+    async def _borrow(self) -> bool:
+        """Ask the running migration for its copy; False when there is none to be had."""
+        course, journal, plan = self.course, self.course.journal, self.course.plan
+        journal.begin_step("borrow the migration's copy")
+        course.show()
+        lender = workflow_id(plan.plan, plan.vm)
+        journal.push(UndoStep(kind="return-copy"))
+        wanted = CopyWanted(drill=journal.migration, workflow_id=workflow.info().workflow_id, target=plan.target)
+        try:
+            await workflow.get_external_workflow_handle(lender).signal(COPY_WANTED_SIGNAL, wanted)
+            await workflow.wait_condition(
+                lambda: self._lent is not None or self._recalled is not None,
+                timeout=LOAN_WAIT,
+                timeout_summary="until a round of the migration ends",
+            )
+        except TimeoutError:
+            self._recalled = f"no round of {lender} has ended within {LOAN_WAIT}"
+        except FailureError as error:
+            if failure.is_cancel(error):
+                raise
+            self._recalled = f"no migration {lender} runs"
+        if self._recalled is not None:
+            self._reason = f"there is no copy to rehearse from: {self._recalled}"
+            journal.end_step("failed", self._recalled)
+            await unwind(course)
+            return False
+        journal.end_step("done")
+        self._reading = True
+        return True
+
+    async def _take_copy(self) -> None:
+        journal = self.course.journal
+        assert self._lent is not None
+        copied = {disk.key: disk.size_bytes for disk in self._lent.disks}
+        if copied != {disk.spec.key: disk.spec.size_bytes for disk in journal.disks}:
+            raise ApplicationError(
+                "the VM's disks are no longer those that the migration copies",
+                {"action": "abort the migration, and start it and the drill again"},
+                type=PreconditionFailed.__name__,
+                non_retryable=True,
+            )
+        journal.source_point = self._lent
+        journal.epoch = epoch(self._lent)
+        self._frozen_at = self._lent.taken_at
+
+    @workflow.signal(name=COPY_LENT_SIGNAL)
+    def copy_lent(self, word: CopyLent) -> None:
+        """The migration's copy can be read."""
+        if word.drill == self.course.journal.migration and self._lent is None:
+            self._lent = word.point
+
+    @workflow.signal(name=COPY_RECALLED_SIGNAL)
+    def copy_recalled(self, word: CopyRecalled) -> None:
+        """The migration's copy cannot be read, or not any longer: the migration comes first."""
+        if word.drill != self.course.journal.migration or self._recalled is not None:
+            return
+        self._recalled = word.why
+        if self._reading:
+            wishes = self.course.wishes
+            wishes.rollback = wishes.rollback or f"the drill failed: its copy was taken back: {word.why}"
+
+    async def before_unwinding(self) -> None:
+        """A drill whose copy was taken from it leaves a record of that."""
+        if self._reading and self._recalled is not None:
+            await self._record(f"its copy was taken back: {self._recalled}")
 
     async def _freeze(self) -> None:
         course, journal = self.course, self.course.journal
@@ -155,6 +248,7 @@ class Drill(Migration):
             ended_at=workflow.now(),
             checks=journal.health,
             figures=journal.stream,
+            from_copy=course.from_copy,
             hydrated=journal.hydrated_at is not None,
             compared=bool(journal.verify),
         )

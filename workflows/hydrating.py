@@ -49,7 +49,7 @@ async def _hydrate(course: Course) -> None:
             result = await _watch(course)
         except ActivityError as error:
             found = failure.read(error)
-            if found.code not in RETRYABLE:
+            if found.code not in RETRYABLE or course.from_copy:
                 raise
             # The guest waits for its data; both ends are opened anew by themselves, and the operator sees why.
             journal.trouble = course.trouble("hydrate", found, Phase.HYDRATE)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from temporalio import workflow
 
+from whimbrel.contracts.lending import CopyWanted, Loan
 from whimbrel.contracts.migration import MigrationState, UndoStep
 from whimbrel.contracts.names import SA_ATTENTION, SA_OUTAGE, SA_PERCENT, SA_PHASE
 from whimbrel.model.drill import DrillRecord
@@ -89,6 +90,12 @@ class Journal:
     shadow_kept: bool = False
     """The target has run protected: a rollback brings what the shadow holds into the source's disks."""
     bringing_back: bool = False
+    wanted: CopyWanted | None = None
+    """A drill waits for the target copy."""
+    loan: Loan | None = None
+    """A drill reads the target copy, or has it still."""
+    returns: tuple[str, ...] = ()
+    """Drills that have given it back, the newest last."""
     source_half_written: bool = False
     """The target's writes are on their way into the source's disks: until all are there, only the target is whole."""
 
@@ -182,6 +189,9 @@ class Journal:
             dirty_hint=self.dirty_hint,
             link_hint=self.link_hint,
             retreated=self.retreated,
+            wanted=self.wanted,
+            loan=self.loan,
+            returns=self.returns,
         )
 
     @classmethod
@@ -212,4 +222,7 @@ class Journal:
             dirty_hint=state.dirty_hint,
             link_hint=state.link_hint,
             retreated=state.retreated,
+            wanted=state.wanted,
+            loan=state.loan,
+            returns=state.returns,
         )

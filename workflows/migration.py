@@ -15,6 +15,7 @@ from temporalio.exceptions import FailureError
 
 from whimbrel.contracts import failure, verbs
 from whimbrel.contracts.heartbeat import COPY_MARK_SIGNAL, STREAM_MARK_SIGNAL, CopyMark, StreamMark
+from whimbrel.contracts.lending import COPY_RETURNED_SIGNAL, COPY_WANTED_SIGNAL, CopyReturned, CopyWanted
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import FINDINGS_QUERY, LEDGER_QUERY, STATUS_QUERY
 from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
@@ -26,6 +27,7 @@ from workflows.closing import read_back
 from workflows.course import Course
 from workflows.journal import Journal
 from workflows.keeping_writes import bring_back_writes
+from workflows.lending import end_loans, give_back, refuse, want
 from workflows.operator import Wishes, drop_refusal, refusal
 from workflows.undo import unwind
 
@@ -118,6 +120,7 @@ class Migration(ABC):
         self._reason = course.wishes.rollback or "the plan asks for it"
         journal.trouble = None
         journal.enter(Phase.ROLLING_BACK)
+        await end_loans(course, "the migration is rolled back")
         if journal.target_ran and course.brings_writes_back and not course.wishes.drop_writes:
             await self._bring_back()
         await self.before_unwinding()
@@ -193,6 +196,18 @@ class Migration(ABC):
                 eta_s=mark.eta_s,
             )
         )
+
+    @workflow.signal(name=COPY_WANTED_SIGNAL)
+    async def copy_wanted(self, wanted: CopyWanted) -> None:
+        """A drill asks for the target copy; it gets it between rounds."""
+        why = want(self.course, wanted)
+        if why is not None:
+            await refuse(wanted, why)
+
+    @workflow.signal(name=COPY_RETURNED_SIGNAL)
+    def copy_returned(self, returned: CopyReturned) -> None:
+        """A drill reads the target copy no more."""
+        give_back(self.course, returned)
 
     @workflow.signal(name=STREAM_MARK_SIGNAL)
     def stream_marked(self, mark: StreamMark) -> None:

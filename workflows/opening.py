@@ -27,6 +27,9 @@ async def precheck(course: Course) -> tuple[Finding, ...]:
 
     async def work() -> tuple[Finding, ...]:
         request = PrecheckRequest(plan=course.plan, stage="start", migration=journal.migration, drill=course.drill)
+        if course.from_copy:
+            # Trying the data path would open a point at the source, where rounds run; the rounds have tried it.
+            request = request.model_copy(update={"probe": False})
         answer = await call(
             PrecheckActivities.run, request, summary="gather facts, try the data path", queue=course.data_queue
         )
@@ -110,7 +113,8 @@ async def prepare(course: Course) -> None:
         journal.push(UndoStep(kind="discard-manifests"))
         journal.push(UndoStep(kind="remove-volumes"))
         journal.push(UndoStep(kind="close-writer"))
-        journal.push(UndoStep(kind="forget-points"))
+        if course.takes_points:
+            journal.push(UndoStep(kind="forget-points"))
         for volume in volumes.values():
             journal.note(plan.target, "volume", volume.name, Fate.INTENDED, owner=volume.pool)
         wanted = EnsureVolumesInput(cloud=plan.target, migration=journal.migration, spec=spec, volumes=volumes)

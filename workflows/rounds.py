@@ -18,7 +18,9 @@ from whimbrel.model.progress import Phase
 from workflows.calls import call
 from workflows.copying import run_round
 from workflows.course import Course
+from workflows.lending import due, end_loans, serve_loans
 
+CUTOVER_BEGINS = "the migration's cutover has begun, which comes first"
 HISTORY_EVENTS = 3000
 """A run is continued as new before its history gets near 5,000 events."""
 
@@ -46,8 +48,9 @@ async def rounds(course: Course) -> Literal["cutover", "continue"]:
     journal, wishes = course.journal, course.wishes
     journal.enter(Phase.ROUNDS)
     while True:
-        await course.unpaused()
+        await _between_rounds(course)
         if _may_cut_over(course):
+            await end_loans(course, CUTOVER_BEGINS)
             return "cutover"
         # One key for every try of a round: a point that an earlier try left open is found again.
         work = partial(_round, course, point_key(journal.migration, journal.next_serial()))
@@ -55,6 +58,7 @@ async def rounds(course: Course) -> Literal["cutover", "continue"]:
         made = estimate(course)
         # Paused while the round was closing: the guest is not stopped behind the operator's back.
         if not wishes.paused and _may_cut_over(course, made):
+            await end_loans(course, CUTOVER_BEGINS)
             return "cutover"
         info = workflow.info()
         if info.is_continue_as_new_suggested() or info.get_current_history_length() > HISTORY_EVENTS:
@@ -70,6 +74,19 @@ async def _round(course: Course, key: str) -> None:
     journal.add_round(record)
     journal.base_token, journal.base_taken_at = point.token, point.taken_at
     await _forget_older(course)
+    course.copy_torn = course.thaw_failed = False
+
+
+async def _between_rounds(course: Course) -> None:
+    """Wait while it is paused; the copy is whole, so that a drill may have it."""
+    while course.wishes.paused or _loans_due(course):
+        await workflow.wait_condition(lambda: not course.wishes.paused or _loans_due(course))
+        if _loans_due(course):
+            await serve_loans(course)
+
+
+def _loans_due(course: Course) -> bool:
+    return due(course) and not course.copy_torn
 
 
 async def _forget_older(course: Course) -> None:
@@ -156,7 +173,7 @@ async def _interval(course: Course) -> None:
         wait_s = min(wait_s, (opens - workflow.now()).total_seconds())
     try:
         await workflow.wait_condition(
-            lambda: wishes.cutover or wishes.sync_now,
+            lambda: wishes.cutover or wishes.sync_now or _loans_due(course),
             timeout=timedelta(seconds=max(wait_s, 0.1)),
             timeout_summary="until the next round",
         )

@@ -23,11 +23,12 @@ from whimbrel.contracts.activity_io import (
     VmInput,
 )
 from whimbrel.contracts.handover_io import HandoverInput, RemoveMarkersInput
+from whimbrel.contracts.lending import COPY_RETURNED_SIGNAL, CopyReturned
 from whimbrel.contracts.migration import UndoStep
 from whimbrel.contracts.stream_io import ShadowInput, StopStreamInput, StreamInput
 from whimbrel.contracts.timeouts import COMPENSATION
 from whimbrel.model.ledger import Fate, ObjectKind
-from whimbrel.model.naming import marker_name, shadow_key, writer_key
+from whimbrel.model.naming import marker_name, shadow_key, workflow_id, writer_key
 from whimbrel.model.vm import Power
 from workflows.calls import call
 from workflows.course import Course
@@ -75,6 +76,7 @@ async def _undo(course: Course, step: UndoStep) -> None:
         "reclaim-source": _reclaim_source,
         "abandon-disks": _abandon_disks,
         "stop-target": _stop_target,
+        "return-copy": _return_copy,
     }
     await undoes[step.kind](course, step)
 
@@ -201,6 +203,18 @@ async def _stop_target(course: Course, step: UndoStep) -> None:
     if journal.target_ref is not None:
         vm = VmInput(cloud=course.plan.target, ref=journal.target_ref, migration=journal.migration)
         await stop_target(course, vm)
+
+
+async def _return_copy(course: Course, step: UndoStep) -> None:
+    """A migration that has ended does not want its copy back."""
+    del step
+    lender = workflow.get_external_workflow_handle(workflow_id(course.plan.plan, course.plan.vm))
+    try:
+        await lender.signal(COPY_RETURNED_SIGNAL, CopyReturned(drill=course.journal.migration))
+    except FailureError as error:
+        if failure.is_cancel(error):
+            raise
+        workflow.logger.warning("loan.not_returned", extra={"reason": failure.read(error).message})
 
 
 async def _remove_markers(course: Course, step: UndoStep) -> None:

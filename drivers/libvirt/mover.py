@@ -71,18 +71,22 @@ class Mover:
                 except Conflict:
                     self._end(domain)
                     raise
-            address = self._serve(domain, key)
-            by_alias = qmp.disk_nodes(domain)
-            mark = _mark(domain)
-            nodes = {name: by_alias[alias(index)] for index, name in enumerate(mark.get("disks", "").split())}
-            return Session(domain, address, nodes, datetime.fromisoformat(mark.get("opened", "")))
+            return _session(domain, self._serve(domain, key))
+
+    def find(self, key: str) -> Session | None:
+        """The session of this name as it is, if there is one. Raises Conflict for a domain that is no session."""
+        with self._connection.using(f"looking for mover session {key}") as conn:
+            domain = self._find(conn, key)
+            if domain is None:
+                return None
+            return _session(domain, Address.parse(mark_of(domain).get("address", "")))
 
     def export(self, session: Session, bitmaps: Mapping[str, Sequence[str]], *, writable: bool) -> None:
         """Serve the disks that ``bitmaps`` names, each with these bitmaps; those that are served already stay so."""
         with self._connection.using("exporting disks"):
             present = {export["id"] for export in qmp.execute(session.domain, "query-block-exports")}
             for key, names in bitmaps.items():
-                if _export_id(key) in present:
+                if export_id(key) in present:
                     continue
                 arguments: dict[str, Any] = {"bitmaps": list(names)} if names else {}
                 try:
@@ -90,7 +94,7 @@ class Mover:
                         session.domain,
                         "block-export-add",
                         type="nbd",
-                        id=_export_id(key),
+                        id=export_id(key),
                         name=key,
                         node_name=session.nodes[key].name,
                         writable=writable,
@@ -112,7 +116,7 @@ class Mover:
             domain = self._find(conn, key)
             if domain is None:
                 return False
-            mark = _mark(domain)
+            mark = mark_of(domain)
             if migration is not None and mark.get("migration") != migration:
                 raise Conflict(f"mover session {key} belongs to another migration", owner=mark.get("migration"))
             self._end(domain)
@@ -168,7 +172,7 @@ class Mover:
 
     def _unfit(self, domain: Any, disks: Sequence[SessionDisk], *, migration: str, writable: bool, note: str) -> bool:
         """Whether an existing session is of another make (an earlier attempt with other disks); it is ended then."""
-        mark = _mark(domain)
+        mark = mark_of(domain)
         if mark.get("migration") != migration:
             raise Conflict(f"mover session {domain.name()} belongs to another migration", owner=mark.get("migration"))
         if (mark.get("mode") == "write") != writable or mark.get("note", "") != note:
@@ -203,7 +207,7 @@ class Mover:
 
     def _serve(self, domain: Any, key: str) -> Address:
         """Have the NBD server run, and say where. The address is written to the mark before it is tried."""
-        mark = _mark(domain)
+        mark = mark_of(domain)
         recorded = Address.parse(mark.get("address", ""))
         if self._reach.transport == "tls":
             with suppress(qmp.QmpError):  # it is there already
@@ -221,13 +225,7 @@ class Mover:
             self._reach.prepare(address)
             if mark.get("address") != address.text:
                 mark.set("address", address.text)
-                domain.setMetadata(
-                    libvirt.VIR_DOMAIN_METADATA_ELEMENT,
-                    _plain(mark),
-                    tag.PREFIX,
-                    tag.NAMESPACE,
-                    libvirt.VIR_DOMAIN_AFFECT_LIVE,
-                )
+                write_mark(domain, mark)
             try:
                 qmp.execute(domain, "nbd-server-start", **self._server(address))
             except qmp.QmpError as error:
@@ -255,7 +253,7 @@ class Mover:
         Only a QEMU that leaves by itself writes qcow2 metadata and bitmaps out, so it is never killed here.
         """
         with suppress(libvirt.libvirtError):
-            self._reach.clean(Address.parse(_mark(domain).get("address", "")))
+            self._reach.clean(Address.parse(mark_of(domain).get("address", "")))
         with suppress(qmp.QmpError, libvirt.libvirtError):
             qmp.execute(domain, "nbd-server-stop")
         deadline = time.monotonic() + STOP_TIMEOUT_S
@@ -288,15 +286,28 @@ def _held(xml: ET.Element) -> list[domain_xml.XmlDisk]:
     return [disk for disk in domain_xml.disks(xml) if disk.device == "disk"]
 
 
-def _mark(domain: Any) -> ET.Element:
+def _session(domain: Any, address: Address) -> Session:
+    by_alias = qmp.disk_nodes(domain)
+    mark = mark_of(domain)
+    nodes = {name: by_alias[alias(index)] for index, name in enumerate(mark.get("disks", "").split())}
+    return Session(domain, address, nodes, datetime.fromisoformat(mark.get("opened", "")))
+
+
+def mark_of(domain: Any) -> ET.Element:
+    """Our mark on a session. Raises libvirtError."""
     mark = tag.find(domain_xml.parse(domain.XMLDesc()))
     return mark if mark is not None else ET.Element(tag.ELEMENT)
 
 
-def _plain(mark: ET.Element) -> str:
-    """The mark as ``virDomainSetMetadata`` takes it: libvirt itself puts it into the namespace."""
-    return ET.tostring(ET.Element(mark.tag.rpartition("}")[2], mark.attrib), encoding="unicode")
+def write_mark(domain: Any, mark: ET.Element) -> None:
+    """Put a changed mark on a session that runs. Raises libvirtError."""
+    # libvirt itself puts it into the namespace.
+    plain = ET.tostring(ET.Element(mark.tag.rpartition("}")[2], mark.attrib), encoding="unicode")
+    domain.setMetadata(
+        libvirt.VIR_DOMAIN_METADATA_ELEMENT, plain, tag.PREFIX, tag.NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_LIVE
+    )
 
 
-def _export_id(key: str) -> str:
+def export_id(key: str) -> str:
+    """Id of the export of a session's disk."""
     return f"whimbrel-{key}"

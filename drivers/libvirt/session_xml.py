@@ -69,13 +69,14 @@ def session_xml(
     for index, disk in enumerate(disks):
         if disk.guarded and disk.base is not None and disk.base.format == "raw":
             devices.append(_guard(index, disk.base, cache=cache))
-    if any(disk.guarded for disk in disks):
+    # Disks can be added to a machine that never runs, and taken out again, on this bus only (``frozen``).
+    if writable or any(disk.guarded for disk in disks):
         ET.SubElement(devices, "controller", {"type": "scsi", "model": "virtio-scsi"})
     ET.SubElement(devices, "controller", {"type": "usb", "model": "none"})
     ET.SubElement(devices, "memballoon", {"model": "none"})
     if writable:
         line = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
-        for argument in ("-global", "virtio-blk-device.share-rw=on"):
+        for argument in ("-global", "virtio-blk-device.share-rw=on", "-global", "scsi-hd.share-rw=on"):
             ET.SubElement(line, f"{{{QEMU_NAMESPACE}}}arg", {"value": argument})
     return ET.tostring(domain, encoding="unicode")
 

@@ -11,13 +11,14 @@ import libvirt
 
 from drivers.libvirt import domain_xml, domains, images
 from drivers.libvirt.connection import Connection
+from drivers.libvirt.frozen import FrozenWriters
 from drivers.libvirt.mover import Mover, Session
 from drivers.libvirt.points_stream import only_streams
 from drivers.libvirt.reach import Reach
 from drivers.libvirt.session_xml import SessionDisk
 from whimbrel.errors import Conflict, InvalidPlan, NotFound, QuotaExceeded, Unsupported
 from whimbrel.model.facts import PoolFacts
-from whimbrel.model.point import DiskPoint, WriterSession
+from whimbrel.model.point import DiskPoint, OpenPoint, WriterSession
 from whimbrel.model.vm import VmSpec, VolumeRef, VolumeSpec
 
 QEMU_FORMATS = {"raw": "raw", "qcow2": "qcow2", "qcow2-v2": "qcow2"}
@@ -32,6 +33,7 @@ class LibvirtVolumes:
         self._connection = connection
         self._mover = mover
         self._reach = reach
+        self._frozen = FrozenWriters(connection, mover, reach)
 
     def pools(self) -> Sequence[PoolFacts]:
         """All pools; active ones are measured anew."""
@@ -165,7 +167,15 @@ class LibvirtVolumes:
 
     def close_writer(self, key: str) -> None:
         """End the session so that all it wrote is in the images; one that is not there is fine."""
-        self._mover.close(key)
+        self._frozen.close(key)
+
+    def freeze_writer(self, key: str, point: str, *, migration: str) -> OpenPoint:
+        """Freeze what all volumes of a session hold. Raises NotFound, Conflict, NotReady, Unsupported."""
+        return self._frozen.freeze(key, point, migration=migration)
+
+    def thaw_writer(self, key: str, point: str) -> None:
+        """End a frozen point and remove its scratch volumes."""
+        self._frozen.thaw(key, point)
 
     def _writer(self, key: str, held: Sequence[SessionDisk], migration: str) -> WriterSession:
         with self._connection.using(f"opening writer {key}") as conn:

@@ -137,6 +137,8 @@ class Writer:
     migration: str
     shadow: bool = False
     """It writes overlays; the volumes themselves may be read by a point meanwhile."""
+    frozen: OpenPoint | None = None
+    """What is read of an earlier instant while the session goes on."""
 
 
 class CloudState:
@@ -241,8 +243,17 @@ class CloudState:
         """Stop serving a writer session; one that is not there is fine."""
         writer = self.writers.pop(key, None)
         if writer is not None:
+            self.thaw(writer)
             for disk in writer.session.disks:
                 withdraw(disk.endpoint)
+
+    @staticmethod
+    def thaw(writer: Writer) -> None:
+        """Stop serving the frozen point of a session, if it has one."""
+        if writer.frozen is not None:
+            for disk in writer.frozen.disks:
+                withdraw(disk.endpoint)
+            writer.frozen = None
 
     def writer_on(self, volumes: set[VolumeId], *, shadows: bool = True) -> str | None:
         """Key of a writer session (shadow sessions too, unless told otherwise) that holds one of ``volumes``."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from drivers.memory.calls import CallLog, port_call
 from drivers.memory.export import Budget, export_disk
 from drivers.memory.state import CloudState, Volume, VolumeId, Writer
 from whimbrel.errors import Conflict, NotFound, QuotaExceeded, Unsupported
 from whimbrel.model.facts import PoolFacts
-from whimbrel.model.point import DiskPoint, WriterSession
+from whimbrel.model.point import DiskPoint, OpenPoint, WriterSession
 from whimbrel.model.vm import VmSpec, VolumeRef, VolumeSpec
 
 PORT = "volumes"
@@ -105,6 +106,51 @@ class MemoryVolumes:
         """Give the session up; its endpoints stop answering."""
         with self._state.lock:
             self._state.drop_writer(key)
+
+    @port_call(PORT)
+    def freeze_writer(self, key: str, point: str, *, migration: str) -> OpenPoint:
+        """Freeze all volumes of a session at one instant."""
+        with self._state.lock:
+            writer = self._state.writers.get(key)
+            if writer is None:
+                raise NotFound(f"there is no writer session {key}", writer=key)
+            if writer.migration != migration:
+                raise Conflict(f"writer session {key} belongs to another migration", owner=writer.migration)
+            if writer.frozen is not None:
+                if writer.frozen.key != point:
+                    raise Conflict(f"writer session {key} has point {writer.frozen.key} frozen", point=point)
+                return writer.frozen
+            disks = {disk: self._state.volumes[volume].disk for disk, volume in writer.volumes.items()}
+            with ExitStack() as still:
+                for found in disks.values():
+                    still.enter_context(found.lock)
+                held = {disk: found.snapshot() for disk, found in disks.items()}
+                taken_at = self._state.now()
+            serial = self._state.next_serial()
+            writer.frozen = OpenPoint(
+                key=point,
+                vm_ref=key,
+                kind="live",
+                taken_at=taken_at,
+                token=None,
+                disks=tuple(
+                    DiskPoint(
+                        key=disk,
+                        size_bytes=content.size_bytes,
+                        endpoint=export_disk(f"{self._state.name}/{point}/{serial}/{disk}", content, writable=False),
+                    )
+                    for disk, content in held.items()
+                ),
+            )
+            return writer.frozen
+
+    @port_call(PORT)
+    def thaw_writer(self, key: str, point: str) -> None:
+        """Stop serving the frozen state."""
+        with self._state.lock:
+            writer = self._state.writers.get(key)
+            if writer is not None and writer.frozen is not None and writer.frozen.key == point:
+                self._state.thaw(writer)
 
     def _open(self, key: str, volumes: dict[str, VolumeId], migration: str) -> WriterSession:
         with self._state.lock:

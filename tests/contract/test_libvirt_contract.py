@@ -13,6 +13,7 @@ from tests.contract.libvirt_harness import LibvirtHarness
 from tests.contract.suites import (
     CloudFactsContract,
     ComputeContract,
+    FrozenWriterContract,
     GuestContract,
     NetworkContract,
     PointInTimeContract,
@@ -48,6 +49,18 @@ class TestLibvirtVolume(_Libvirt, VolumeContract):
 
 class TestLibvirtVolumeRaw(_Libvirt, VolumeContract):
     disk_format = "raw"
+
+
+class TestLibvirtFrozenWriter(_Libvirt, FrozenWriterContract):
+    pass
+
+
+class TestLibvirtFrozenWriterRaw(_Libvirt, FrozenWriterContract):
+    disk_format = "raw"
+
+
+class TestLibvirtFrozenWriterOverTcp(_Libvirt, FrozenWriterContract):
+    options: ClassVar[dict[str, Any]] = {"transport": "tcp", "nbd_host": "127.0.0.1"}
 
 
 class TestLibvirtPoint(_Libvirt, PointInTimeContract):

@@ -16,6 +16,7 @@ from tests.contract.memory_harness import MemoryHarness
 from tests.contract.suites import (
     CloudFactsContract,
     ComputeContract,
+    FrozenWriterContract,
     GuestContract,
     NetworkContract,
     PointInTimeContract,
@@ -47,6 +48,14 @@ class TestMemoryVolume(_Memory, VolumeContract):
 
 
 class TestMemoryVolumeRaw(_Memory, VolumeContract):
+    disk_format = "raw"
+
+
+class TestMemoryFrozenWriter(_Memory, FrozenWriterContract):
+    pass
+
+
+class TestMemoryFrozenWriterRaw(_Memory, FrozenWriterContract):
     disk_format = "raw"
 
 

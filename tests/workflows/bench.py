@@ -25,7 +25,7 @@ from tests.workflows import strikes
 from tests.workflows.streams import InProcessStreams
 from tests.workflows.strikes import Misfortune, Strike
 from whimbrel.contracts import verbs
-from whimbrel.contracts.migration import MigrationInput
+from whimbrel.contracts.migration import DrillInput, MigrationInput
 from whimbrel.contracts.names import CONTROL_QUEUE, DRILL, STATUS_QUERY, WORKFLOW_OF_MODE
 from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
 from whimbrel.dataplane import Governor
@@ -173,11 +173,11 @@ class Orchestrator:
         )
         return Migrated(handle)
 
-    async def rehearse(self, plan: VmPlan) -> Migrated:
+    async def rehearse(self, plan: VmPlan, *, from_copy: bool = False) -> Migrated:
         """Start the drill of a plan."""
         handle = await self.client.start_workflow(
             DRILL,
-            MigrationInput(plan=plan),
+            DrillInput(plan=plan, from_copy=from_copy),
             id=drill_id(plan.plan, plan.vm),
             task_queue=CONTROL_QUEUE,
             result_type=MigrationReport,

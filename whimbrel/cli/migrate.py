@@ -29,7 +29,7 @@ from whimbrel.cli.plan_input import read_plan
 from whimbrel.cli.session import RPC_TIMEOUT, converse, pollers
 from whimbrel.cli.watch import follow
 from whimbrel.contracts import names
-from whimbrel.contracts.migration import MigrationInput
+from whimbrel.contracts.migration import DrillInput, MigrationInput
 from whimbrel.model.endpoint import Frozen
 from whimbrel.model.naming import drill_id, workflow_id
 from whimbrel.model.plan import VmPlan
@@ -105,20 +105,22 @@ def follow_starts(starts: Sequence[Start], *, as_json: bool) -> ExitCode:
     return follow(ids, exit_when_waiting=False, as_json=as_json)
 
 
-async def start_all(client: Client, plans: Sequence[VmPlan], *, again: bool, drill: bool = False) -> list[Start]:
-    """Start what does not run yet, in order; with ``drill`` rehearsals of it. Raises RPCError."""
+async def start_all(
+    client: Client, plans: Sequence[VmPlan], *, again: bool, drill: bool = False, from_copy: bool = False
+) -> list[Start]:
+    """Start what does not run yet, in order; with ``drill`` rehearsals of it (``from_copy``). Raises RPCError."""
     if not await pollers(client, names.CONTROL_QUEUE, workflows=True):
         note(f"no worker polls the task queue {names.CONTROL_QUEUE!r} yet: migrations begin when one does")
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def one(plan: VmPlan) -> Start:
         async with gate:
-            return await _start(client, plan, again=again, drill=drill)
+            return await _start(client, plan, again=again, drill=drill, from_copy=from_copy)
 
     return list(await asyncio.gather(*(one(plan) for plan in plans)))
 
 
-async def _start(client: Client, plan: VmPlan, *, again: bool, drill: bool) -> Start:
+async def _start(client: Client, plan: VmPlan, *, again: bool, drill: bool, from_copy: bool) -> Start:
     wanted = drill_id(plan.plan, plan.vm) if drill else workflow_id(plan.plan, plan.vm)
     mode = "drill" if drill else plan.mode
     if not again and await _completed(client, wanted):
@@ -128,7 +130,7 @@ async def _start(client: Client, plan: VmPlan, *, again: bool, drill: bool) -> S
     try:
         handle = await client.start_workflow(
             names.DRILL if drill else names.WORKFLOW_OF_MODE[plan.mode],
-            MigrationInput(plan=plan),
+            DrillInput(plan=plan, from_copy=from_copy) if drill else MigrationInput(plan=plan),
             id=wanted,
             task_queue=names.CONTROL_QUEUE,
             id_conflict_policy=WorkflowIDConflictPolicy.FAIL,

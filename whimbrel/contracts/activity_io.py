@@ -131,6 +131,23 @@ class WriterResult(Frozen):
     session: WriterSession
 
 
+class FreezeWriterInput(Frozen):
+    """What an open session's volumes hold, to be frozen for reading."""
+
+    cloud: str
+    migration: str
+    key: str
+    point: str
+
+
+class ThawWriterInput(Frozen):
+    """A frozen state of a session, to be given up."""
+
+    cloud: str
+    key: str
+    point: str
+
+
 class CloseWriterInput(Frozen):
     """A session to be closed."""
 

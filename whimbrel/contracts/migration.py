@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from whimbrel.contracts.lending import CopyWanted, Loan
 from whimbrel.model.endpoint import Frozen
 from whimbrel.model.finding import Finding
 from whimbrel.model.forecast import Forecast, RoundRecord
@@ -27,6 +28,7 @@ UndoKind = Literal[
     "reclaim-source",
     "abandon-disks",
     "stop-target",
+    "return-copy",
 ]
 
 
@@ -67,6 +69,10 @@ class MigrationState(Frozen):
     link_hint: float | None = None
     retreated: bool = False
     """A cutover was taken back: the next one waits for the operator."""
+    wanted: CopyWanted | None = None
+    loan: Loan | None = None
+    """The drill that waits for the target copy, and the one that has it."""
+    returns: tuple[str, ...] = ()
 
 
 class MigrationInput(Frozen):
@@ -74,6 +80,13 @@ class MigrationInput(Frozen):
 
     plan: VmPlan
     state: MigrationState | None = None
+
+
+class DrillInput(MigrationInput):
+    """Input of the ``Drill`` workflow."""
+
+    from_copy: bool = False
+    """Rehearse what the plan's running migration has copied, not the source."""
 
 
 class PrecheckInput(Frozen):

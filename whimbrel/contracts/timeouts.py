@@ -81,6 +81,14 @@ COMPENSATION = Timing(
     schedule_to_close=timedelta(hours=24),
 )
 
+FREEZE = Timing(
+    _seconds(90),
+    RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(5), maximum_attempts=4),
+    heartbeat=CALL_HEARTBEAT,
+    schedule_to_close=timedelta(minutes=3),
+)
+"""For a drill only: what does not succeed soon is given up, so that the migration's rounds go on."""
+
 TABLE: dict[str, Timing] = {
     "inventory.list": CLOUD_READ,
     "precheck.run": GATHER,
@@ -102,6 +110,8 @@ TABLE: dict[str, Timing] = {
     "volume.open_writer": CLOUD_WRITE,
     "volume.open_disk_writer": COMPENSATION,
     "volume.close_writer": CLOUD_WRITE,
+    "volume.freeze_writer": FREEZE,
+    "volume.thaw_writer": FREEZE,
     "point.open": CLOUD_WRITE,
     "point.close": CLOUD_WRITE,
     "point.forget": CLOUD_WRITE,

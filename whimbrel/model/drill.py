@@ -29,6 +29,8 @@ class DrillRecord(Frozen):
     ended_at: datetime
     checks: tuple[str, ...] = ()
     figures: StreamFigures | None = None
+    from_copy: bool = False
+    """Read from what a running migration had copied, not from the source."""
     hydrated: bool = False
     compared: bool = False
 

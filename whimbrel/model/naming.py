@@ -43,6 +43,11 @@ def writer_key(migration: str) -> str:
     return f"{PREFIX}-{migration}-writer"
 
 
+def frozen_key(migration: str, drill: str) -> str:
+    """Key of the state of the migration's target copy that it lends to a drill."""
+    return f"{PREFIX}-{migration}-frozen-{drill}"
+
+
 def reader_key(migration: str) -> str:
     """Key of the session that reads a stopped VM's disks."""
     return f"{PREFIX}-{migration}-reader"

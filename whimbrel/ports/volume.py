@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from whimbrel.model.facts import PoolFacts
-from whimbrel.model.point import WriterSession
+from whimbrel.model.point import OpenPoint, WriterSession
 from whimbrel.model.vm import VmSpec, VolumeRef, VolumeSpec
 
 
@@ -46,4 +46,18 @@ class VolumePort(Protocol):
 
     def close_writer(self, key: str) -> None:
         """Flush, and give the session up; one that is not there is fine."""
+        ...
+
+    def freeze_writer(self, key: str, point: str, *, migration: str) -> OpenPoint:
+        """Freeze what all volumes of an open session hold at this instant, and serve that for reading only.
+
+        The session goes on being written, by the same endpoints. Again by the same ``point``: the same state, for as
+        long as the session lives; one that was frozen anew after it has another ``taken_at``.
+        Raises NotFound (no such session), Conflict (another point of it is frozen, or it is another migration's),
+        QuotaExceeded, Unsupported.
+        """
+        ...
+
+    def thaw_writer(self, key: str, point: str) -> None:
+        """End a frozen point and remove what it needed; one that is not there is fine. ``close_writer`` does it too."""
         ...

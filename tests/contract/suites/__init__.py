@@ -2,6 +2,7 @@
 
 from tests.contract.suites.compute import ComputeContract
 from tests.contract.suites.facts import CloudFactsContract
+from tests.contract.suites.frozen import FrozenWriterContract
 from tests.contract.suites.guest import GuestContract
 from tests.contract.suites.network import NetworkContract
 from tests.contract.suites.point_in_time import PointInTimeContract, TrackedPointContract, UntrackedPointContract
@@ -12,6 +13,7 @@ from tests.contract.suites.volume import VolumeContract
 __all__ = [
     "CloudFactsContract",
     "ComputeContract",
+    "FrozenWriterContract",
     "GuestContract",
     "NetworkContract",
     "PointInTimeContract",

@@ -1,0 +1,268 @@
+"""Drills from a running migration's copy: lent between rounds, given back, taken back before the cutover."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from activities.drill import records_of
+from drivers.memory import MemoryCloud
+from drivers.memory.state import cloud_state
+from tests.workflows.bench import MIB, Before, Migrated, Orchestrator
+from whimbrel.contracts import verbs
+from whimbrel.contracts.lending import COPY_RETURNED_SIGNAL, CopyReturned
+from whimbrel.errors import Conflict, Unsupported
+from whimbrel.model.drill import DrillRecord
+from whimbrel.model.facts import NetworkFacts
+from whimbrel.model.progress import MigrationReport, Phase
+
+Run = Callable[..., Any]
+ROUNDS = {"cutover": "manual", "min_interval_s": 0.0, "max_interval_s": 0.2}
+WAITING = {"cutover": "manual", "min_interval_s": 600.0, "max_interval_s": 600.0}
+DRILL = {"networks": {"*": "drill-net"}, "timeout_s": 8.0, "hydrate": True}
+
+
+def _vm(orchestrator: Orchestrator) -> Before:
+    orchestrator.source.add_vm("app01", disks=((4 * MIB, "qcow2"), (2 * MIB, "raw")))
+    orchestrator.source.write_disk("app01", "vda", 65536, os.urandom(MIB))
+    orchestrator.source.write_disk("app01", "vdb", 0, os.urandom(MIB))
+    orchestrator.target.add_network(NetworkFacts(name="drill-net", isolated=True))
+    return orchestrator.before("app01")
+
+
+def _plan(orchestrator: Orchestrator, **changes: Any) -> Any:
+    return orchestrator.plan("app01", **{"drill": DRILL, "rounds": ROUNDS, **changes})
+
+
+def _record(orchestrator: Orchestrator, before: Before) -> DrillRecord:
+    (path,) = records_of(orchestrator.state_dir, orchestrator.source_name, before.spec.ref).glob("*.json")
+    return DrillRecord.model_validate_json(path.read_text())
+
+
+def _frozen(orchestrator: Orchestrator) -> list[str]:
+    """Points that are frozen at the target now."""
+    state = cloud_state(orchestrator.target_name)
+    with state.lock:
+        return [writer.frozen.key for writer in state.writers.values() if writer.frozen is not None]
+
+
+async def _thawed(orchestrator: Orchestrator, migrated: Migrated) -> None:
+    await migrated.until(lambda _: _frozen(orchestrator) == [])
+
+
+async def _cut_over(migrated: Migrated) -> MigrationReport:
+    await migrated.say(verbs.CUTOVER)
+    return await migrated.report()
+
+
+@pytest.mark.parametrize("mode", ["incremental", "streaming"])
+def test_rounds_go_on_while_the_copy_is_rehearsed(orchestrator: Orchestrator, run: Run, mode: str) -> None:
+    before = _vm(orchestrator)
+    stream = {"stream": {"precopy": True}} if mode == "streaming" else {}
+
+    async def story() -> None:
+        plan = _plan(orchestrator, mode=mode, **stream)
+        migrated = await orchestrator.start(plan)
+        await migrated.until(lambda now: now.rounds_done >= 2)
+        held = orchestrator.hold("health.check")
+        drill = await orchestrator.rehearse(plan, from_copy=True)
+        await orchestrator.reached(held)
+        assert len(_frozen(orchestrator)) == 1
+        orchestrator.source.write_disk("app01", "vda", 2 * MIB, os.urandom(MIB))
+        now = await migrated.status()
+        await migrated.until(lambda later: later.rounds_done >= now.rounds_done + 3)
+        held.open()
+        report = await drill.report()
+        assert report.outcome == "completed", report.reason
+        assert report.leftovers == ()
+        assert report.ledger.open_entries() == ()
+        record = _record(orchestrator, before)
+        assert record.passed
+        assert record.from_copy
+        assert record.compared
+        await _thawed(orchestrator, migrated)
+        assert [vm.name for vm in MemoryCloud(orchestrator.target_name).compute.inventory()] == []
+        moved = await _cut_over(migrated)
+        orchestrator.assert_moved(moved, before)
+
+    run(story())
+
+
+def test_it_rehearses_the_state_of_a_finished_round(orchestrator: Orchestrator, run: Run) -> None:
+    """The drill's VM has the copy's bytes, not those that the source has written since; between rounds at once."""
+    before = _vm(orchestrator)
+    seen: list[bytes] = []
+    orchestrator.target.when_guest_runs(
+        "app01-drill", lambda ref: seen.append(MemoryCloud(orchestrator.target_name).compute.inspect(ref).name.encode())
+    )
+
+    async def story() -> None:
+        plan = _plan(orchestrator, rounds=WAITING)
+        migrated = await orchestrator.start(plan)
+        await migrated.until(lambda now: now.rounds_done >= 2 and now.phase is Phase.ROUNDS)
+        orchestrator.source.write_disk("app01", "vda", 3 * MIB, b"later")
+        held = orchestrator.hold("stream.stop")
+        drill = await orchestrator.rehearse(plan, from_copy=True)
+        await orchestrator.reached(held)
+        found = orchestrator.streams.server()
+        path = found.config.target_path if hasattr(found, "config") else None
+        if path is not None:
+            with open(path, "rb") as file:
+                content = file.read()
+            assert content[65536 : 65536 + MIB] == before.content["vda"][65536 : 65536 + MIB]
+            assert content[3 * MIB : 3 * MIB + 5] == bytes(5)
+        held.open()
+        report = await drill.report()
+        assert report.outcome == "completed", report.reason
+        assert seen
+        await migrated.say(verbs.ABORT)
+        orchestrator.assert_given_back(await migrated.report(), orchestrator.before("app01"))
+
+    run(story())
+
+
+@pytest.mark.parametrize("verb", [verbs.CUTOVER, verbs.ABORT])
+def test_the_migration_takes_its_copy_back(orchestrator: Orchestrator, run: Run, verb: str) -> None:
+    before = _vm(orchestrator)
+
+    async def story() -> None:
+        plan = _plan(orchestrator)
+        migrated = await orchestrator.start(plan)
+        await migrated.until(lambda now: now.rounds_done >= 2)
+        held = orchestrator.hold("health.check")
+        drill = await orchestrator.rehearse(plan, from_copy=True)
+        await orchestrator.reached(held)
+        await migrated.say(verb)
+        # It does not wait for the drill, which is still held.
+        report = await migrated.report()
+        held.open()
+        failed = await drill.report()
+        assert failed.outcome == "rolled_back"
+        assert "taken back" in failed.reason
+        assert failed.leftovers == ()
+        record = _record(orchestrator, before)
+        assert not record.passed
+        assert "taken back" in record.why
+        if verb == verbs.CUTOVER:
+            orchestrator.assert_moved(report, before)
+        else:
+            orchestrator.assert_given_back(report, before)
+
+    run(story())
+
+
+def test_without_a_migration_in_its_rounds_it_is_refused(orchestrator: Orchestrator, run: Run) -> None:
+    before = _vm(orchestrator)
+
+    async def refused(plan: Any) -> str:
+        report = await (await orchestrator.rehearse(plan, from_copy=True)).report()
+        assert report.outcome == "refused"
+        assert report.ledger.open_entries() == ()
+        return report.reason
+
+    async def story() -> None:
+        plan = _plan(orchestrator)
+        assert "no migration vm/" in await refused(plan)
+        held = orchestrator.hold("copy.disk")
+        migrated = await orchestrator.start(plan)
+        await orchestrator.reached(held)
+        assert "not in its rounds" in await refused(plan)
+        held.open()
+        await migrated.until(lambda now: now.rounds_done >= 2)
+        orchestrator.fail("volume.freeze_writer", lambda: Unsupported("cannot freeze"))
+        assert "cannot freeze" in await refused(plan)
+        drill = await orchestrator.rehearse(plan, from_copy=True)
+        assert (await drill.report()).outcome == "completed"
+        orchestrator.assert_moved(await _cut_over(migrated), before)
+
+    run(story())
+
+
+def test_a_mode_without_rounds_has_no_copy(orchestrator: Orchestrator, run: Run) -> None:
+    _vm(orchestrator)
+
+    async def story() -> None:
+        plan = _plan(orchestrator, mode="cold")
+        held = orchestrator.hold("copy.disk")
+        migrated = await orchestrator.start(plan)
+        await orchestrator.reached(held)
+        report = await (await orchestrator.rehearse(plan, from_copy=True)).report()
+        assert report.outcome == "refused"
+        assert "no copy to lend" in report.reason
+        held.open()
+        assert (await migrated.report()).outcome == "completed"
+
+    run(story())
+
+
+@pytest.mark.parametrize("way", ["fails", "cancelled"])
+def test_a_drill_that_ends_badly_gives_the_copy_back(orchestrator: Orchestrator, run: Run, way: str) -> None:
+    before = _vm(orchestrator)
+
+    async def story() -> None:
+        plan = _plan(orchestrator)
+        migrated = await orchestrator.start(plan)
+        await migrated.until(lambda now: now.rounds_done >= 2)
+        if way == "fails":
+            orchestrator.fail("compute.ensure_vm", lambda: Conflict("no"))
+        held = orchestrator.hold("compute.ensure_vm" if way == "fails" else "health.check")
+        drill = await orchestrator.rehearse(plan, from_copy=True)
+        if way == "cancelled":
+            await orchestrator.reached(held)
+            await drill.cancel()
+        held.open()
+        assert (await drill.report()).outcome == "rolled_back"
+        await _thawed(orchestrator, migrated)
+        orchestrator.assert_moved(await _cut_over(migrated), before)
+
+    run(story())
+
+
+def test_a_loan_is_carried_over_continue_as_new(orchestrator: Orchestrator, run: Run) -> None:
+    before = _vm(orchestrator)
+
+    async def story() -> None:
+        plan = _plan(orchestrator, rounds={"cutover": "manual", "min_interval_s": 0.0, "max_interval_s": 0.1})
+        migrated = await orchestrator.start(plan)
+        await migrated.until(lambda now: now.rounds_done >= 2)
+        held = orchestrator.hold("health.check")
+        drill = await orchestrator.rehearse(plan, from_copy=True)
+        await orchestrator.reached(held)
+        assert len(_frozen(orchestrator)) == 1
+        first = (await migrated.handle.describe()).run_id
+        while (await migrated.handle.describe()).run_id == first:
+            await migrated.until(lambda now: now.rounds_done > 3)
+        assert len(_frozen(orchestrator)) == 1
+        held.open()
+        assert (await drill.report()).outcome == "completed"
+        await _thawed(orchestrator, migrated)
+        orchestrator.assert_moved(await _cut_over(migrated), before)
+
+    run(story())
+
+
+def test_the_next_drill_takes_the_place_of_one_that_died(orchestrator: Orchestrator, run: Run) -> None:
+    """A terminated drill gives nothing back; a return that nobody waits for harms nobody."""
+    before = _vm(orchestrator)
+
+    async def story() -> None:
+        plan = _plan(orchestrator)
+        migrated = await orchestrator.start(plan)
+        await migrated.until(lambda now: now.rounds_done >= 2)
+        await migrated.handle.signal(COPY_RETURNED_SIGNAL, CopyReturned(drill="0123456789"))
+        held = orchestrator.hold("volume.ensure", fits=lambda wanted: wanted.migration != before.spec.ref)
+        dead = await orchestrator.rehearse(plan, from_copy=True)
+        await orchestrator.reached(held)
+        (left,) = _frozen(orchestrator)
+        await dead.handle.terminate()
+        held.open()
+        drill = await orchestrator.rehearse(plan, from_copy=True)
+        report = await drill.report()
+        assert report.outcome == "completed", report.reason
+        await _thawed(orchestrator, migrated)
+        assert left.endswith(f"{(await drill.status()).migration}") is False
+
+    run(story())
