@@ -43,7 +43,6 @@ from workflows.opening import precheck, prepare
 from workflows.taking_over import serve
 from workflows.undo import unwind
 
-
 LOAN_WAIT = timedelta(hours=2)
 """So long a drill waits for a round of the migration to end."""
 

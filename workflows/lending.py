@@ -6,6 +6,9 @@ after a later round, or ends with the session that writes the volumes.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from datetime import timedelta
+
 from temporalio import workflow
 from temporalio.exceptions import FailureError
 
@@ -30,6 +33,8 @@ from workflows.copying import open_writer
 from workflows.course import Course
 
 KEPT_RETURNS = 20
+TEAR_DOWN_WAIT = timedelta(seconds=60)
+"""So long a cutover waits for a drill to be taken down; then it goes on all the same."""
 
 
 def refusal(course: Course, wanted: CopyWanted) -> str | None:
@@ -93,8 +98,12 @@ async def serve_loans(course: Course) -> None:
         await _lend(course, wanted)
 
 
-async def end_loans(course: Course, why: str) -> None:
-    """Nobody reads the copy any more: the session that writes it is about to be closed."""
+async def end_loans(course: Course, why: str, *, clear_target: bool = False) -> None:
+    """Nobody reads the copy any more: the session that writes it is about to be closed.
+
+    With ``clear_target`` the drill has a moment to take its VM down, which has the MACs that the target is to have.
+    The source runs on meanwhile: nothing is stopped yet.
+    """
     journal = course.journal
     while journal.wanted is not None or journal.loan is not None:
         wanted, loan = journal.wanted, journal.loan
@@ -105,6 +114,13 @@ async def end_loans(course: Course, why: str) -> None:
         if loan is not None:
             if not loan.returned:
                 await refuse(loan.wanted, why)
+            if clear_target and not loan.returned:
+                with suppress(TimeoutError):
+                    await workflow.wait_condition(
+                        lambda: journal.loan is None or journal.loan.returned,
+                        timeout=TEAR_DOWN_WAIT,
+                        timeout_summary="until the drill is taken down",
+                    )
             await _thaw(course, loan)
             _gone(course, loan)
             journal.loan = None

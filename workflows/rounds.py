@@ -50,7 +50,7 @@ async def rounds(course: Course) -> Literal["cutover", "continue"]:
     while True:
         await _between_rounds(course)
         if _may_cut_over(course):
-            await end_loans(course, CUTOVER_BEGINS)
+            await end_loans(course, CUTOVER_BEGINS, clear_target=True)
             return "cutover"
         # One key for every try of a round: a point that an earlier try left open is found again.
         work = partial(_round, course, point_key(journal.migration, journal.next_serial()))
@@ -58,7 +58,7 @@ async def rounds(course: Course) -> Literal["cutover", "continue"]:
         made = estimate(course)
         # Paused while the round was closing: the guest is not stopped behind the operator's back.
         if not wishes.paused and _may_cut_over(course, made):
-            await end_loans(course, CUTOVER_BEGINS)
+            await end_loans(course, CUTOVER_BEGINS, clear_target=True)
             return "cutover"
         info = workflow.info()
         if info.is_continue_as_new_suggested() or info.get_current_history_length() > HISTORY_EVENTS:

@@ -118,7 +118,9 @@ class FrozenWriterContract(ContractSuite):
         key = frozen_key(migration, DRILL)
         point = harness.cloud.volumes.freeze_writer(writer_key(migration), key, migration=migration)
         with pytest.raises(Conflict):
-            harness.cloud.volumes.freeze_writer(writer_key(migration), frozen_key(migration, OTHER), migration=migration)
+            harness.cloud.volumes.freeze_writer(
+                writer_key(migration), frozen_key(migration, OTHER), migration=migration
+            )
         harness.cloud.volumes.thaw_writer(writer_key(migration), frozen_key(migration, OTHER))
         assert read_point(point.disk("vda")) == bytes(SIZE)
 
