@@ -98,7 +98,7 @@ def test_a_source_that_moved_is_told_to_the_running_server(spot: Path, config: S
     with pytest.raises(InvalidPlan, match="no shadow"):
         ask(spot / "control", "shadow", endpoint={"kind": "file", "path": "/nowhere"})
     with pytest.raises(InvalidPlan):
-        ask(spot / "control", "source", endpoint={"kind": "memory", "key": "none"})
+        ask(spot / "control", "source", endpoint={"kind": "pigeon", "path": "none"})
     ask(spot / "control", "source", endpoint={"kind": "file", "path": str(spot / "moved.raw")})
     until(lambda: ask(spot / "control", "status")["complete"], "end of the hydration")
     assert (spot / "target.raw").read_bytes() == (spot / "moved.raw").read_bytes()

@@ -147,7 +147,7 @@ def test_a_cold_cutover_that_fails_asks_before_the_next(orchestrator: Orchestrat
         await migrated.held("Conflict")
         assert MemoryCloud(orchestrator.source_name).compute.power(before.spec.ref) is Power.RUNNING
         orchestrator.source.scribble("app01", "vda", seed=3)
-        assert "cold" in await migrated.refused(verbs.CUTOVER)
+        assert "stops the source by itself" in await migrated.refused(verbs.CUTOVER)
         await migrated.say(verbs.RESUME)
         return await migrated.report()
 
