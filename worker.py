@@ -127,9 +127,16 @@ class ConfiguredClouds:
                 credential=_secret(entry.credential),
                 server_tls_dir=entry.server_tls_dir or DEFAULT_SERVER_TLS_DIR,
             )
-        raise InvalidPlan(
-            f"cloud {name!r} is of kind {entry.kind}, for which this version has no driver",
-            action="use a cloud of kind libvirt",
+        from drivers.ceph import RbdImages
+        from drivers.openstack import OpenStackCloud
+
+        return OpenStackCloud(
+            name,
+            clouds_yaml_name=entry.clouds_yaml_name,
+            images=RbdImages(conf=entry.ceph.conf, user=entry.ceph.user) if entry.ceph is not None else None,
+            pools=entry.ceph.pools if entry.ceph is not None else None,
+            config_file=Path(entry.clouds_yaml) if entry.clouds_yaml is not None else None,
+            region=entry.region,
         )
 
 

@@ -123,7 +123,8 @@ class RbdDevice:
             self._image = rbd.Image(self._ioctx, where.image, snapshot=where.snapshot, read_only=not where.writable)
             self._size_bytes = int(self._image.size())
         if where.session is not None:
-            session.check(self._image, where.session, self.name)
+            look = session.check if where.snapshot is None else session.check_point
+            look(self._image, where.session, self.name)
         if where.writable:
             session.take(self._image, self._cluster.get_addrs(), self.name)
             if where.session is not None:  # it may have ended before the lock was ours

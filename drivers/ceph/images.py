@@ -99,6 +99,22 @@ class RbdImages:
         with self._open(pool, image) as opened:
             session.end(opened.image, key, f"{pool}/{image}")
 
+    def points(self, pool: str, image: str) -> tuple[str, ...]:
+        """Keys of the points in time that are open on the image."""
+        with self._open(pool, image, read_only=True) as opened, translated(f"looking at {pool}/{image}"):
+            return session.points(opened.image)
+
+    def begin_point(self, pool: str, image: str, key: str) -> None:
+        """Let endpoints with this key read the image's snapshots; again is fine."""
+        with self._open(pool, image) as opened, translated(f"opening point {key} on {pool}/{image}"):
+            opened.image.metadata_set(session.POINT + key, session.MARK)
+
+    def end_point(self, pool: str, image: str, key: str) -> None:
+        """Let them be opened no more; never begun is fine."""
+        with self._open(pool, image) as opened, translated(f"closing point {key} on {pool}/{image}"):
+            if key in session.points(opened.image):
+                opened.image.metadata_remove(session.POINT + key)
+
     @contextmanager
     def _open(self, pool: str, image: str, *, read_only: bool = False) -> Iterator[_Opened]:
         rbd = binding.load().rbd

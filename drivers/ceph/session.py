@@ -17,6 +17,10 @@ KEY = "whimbrel.session"
 CLIENT = "whimbrel.client."
 """Followed by the address of a client of a session."""
 ENDED = "ended "
+MARK = "1"
+"""Value of keys that only have to be there; the binding leaves out keys with an empty value."""
+POINT = "whimbrel.point."
+"""Followed by the key of a point in time that is open: its endpoints read snapshots, and the lock is not touched."""
 
 
 def of(image: Any) -> str | None:
@@ -69,6 +73,19 @@ def check(image: Any, key: str, name: str) -> None:
         raise Conflict(f"session {key} on {name} was closed", action="nothing: a copy that came too late has ended")
 
 
+def points(image: Any) -> tuple[str, ...]:
+    """Keys of the points that are open on the image."""
+    return tuple(str(key).removeprefix(POINT) for key, _ in image.metadata_list() if str(key).startswith(POINT))
+
+
+def check_point(image: Any, key: str, name: str) -> None:
+    """Raises Conflict unless the point is open."""
+    with translated(f"looking at {name}"):
+        known = points(image)
+    if key not in known:
+        raise Conflict(f"point {key} on {name} was closed", action="nothing: a copy that came too late has ended")
+
+
 def take(image: Any, address: str, name: str) -> None:
     """Become the only writer; a client of ours that is there already, late or dead, is shut out.
 
@@ -78,7 +95,7 @@ def take(image: Any, address: str, name: str) -> None:
     with translated(f"taking the lock of {name}"):
         shut_out(image)
         # told before it is taken: a lock of ours without a name could not be broken
-        image.metadata_set(CLIENT + plain(address), "")
+        image.metadata_set(CLIENT + plain(address), MARK)
         image.lock_acquire(rbd.RBD_LOCK_MODE_EXCLUSIVE)
 
 

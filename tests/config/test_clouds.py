@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from whimbrel.config.clouds import (
+    CephAccess,
     LibvirtCloud,
     MemoryCloud,
     OpenStackCloud,
@@ -44,6 +45,9 @@ clouds:
   os:
     kind: openstack
     clouds_yaml_name: prod
+    clouds_yaml: clouds.yaml
+    region: north-1
+    ceph: {conf: ceph/ceph.conf, user: mover, pools: {fast: volumes-ssd}}
   trial:
     kind: memory
 """
@@ -70,7 +74,13 @@ def test_every_key_arrives_and_relative_paths_start_at_the_file() -> None:
             user="whimbrel",
             credential=SecretRef(file="/etc/whimbrel/secrets/b"),
         ),
-        "os": OpenStackCloud(kind="openstack", clouds_yaml_name="prod"),
+        "os": OpenStackCloud(
+            kind="openstack",
+            clouds_yaml_name="prod",
+            clouds_yaml="/etc/whimbrel/clouds.yaml",
+            region="north-1",
+            ceph=CephAccess(conf="/etc/whimbrel/ceph/ceph.conf", user="mover", pools={"fast": "volumes-ssd"}),
+        ),
         "trial": MemoryCloud(kind="memory"),
     }
     assert config.state_path() == Path("/etc/whimbrel/state")

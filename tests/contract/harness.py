@@ -26,6 +26,8 @@ class Lack(StrEnum):
     AGENT = "guests of this lab have no agent"
     LIVE_POINTS = "this host gives disks of stopped VMs only"
     TWO_FORMATS = "this platform has one volume format only"
+    AUTOSTART = "this platform has no setting of its own for starting a VM with its host"
+    OWN_IDS = "this platform gives every VM an id of its own, so a rebuilt one cannot meet its source's"
 
 
 class Harness(Protocol):

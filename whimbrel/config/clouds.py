@@ -83,12 +83,29 @@ class LibvirtCloud(YamlModel):
         return self
 
 
+class CephAccess(YamlModel):
+    """The way from the movers to the Ceph pools behind a cloud's volumes."""
+
+    conf: str = "/etc/ceph/ceph.conf"
+    """Ceph's configuration on the mover, which names the keyring; the same path on every mover of the site."""
+    user: str = Field(default="admin", min_length=1)
+    """Ceph user without ``client.``; it needs ``profile rbd`` on the monitors, the manager and the pools."""
+    pools: dict[str, str] = Field(min_length=1)
+    """Volume type -> Ceph pool. Volumes of other types can neither be moved nor made."""
+
+
 class OpenStackCloud(YamlModel):
-    """An OpenStack cloud, described in the standard ``clouds.yaml``."""
+    """A project of an OpenStack cloud, described in the standard ``clouds.yaml``."""
 
     kind: Literal["openstack"]
     clouds_yaml_name: str = Field(min_length=1)
-    """Its name in ``clouds.yaml`` (searched where openstacksdk searches)."""
+    """Its name in ``clouds.yaml`` (searched where openstacksdk searches, unless ``clouds_yaml`` says where it is)."""
+    clouds_yaml: str | None = None
+    """Path of ``clouds.yaml`` on the machine of the worker."""
+    region: str | None = None
+    """Region, when not the one of the entry."""
+    ceph: CephAccess | None = None
+    """Where the bytes are; without it the cloud can be looked at, and nothing be moved."""
     site: Site | None = None
     """Where the storage is; the top-level ``site`` when not given."""
 
@@ -228,6 +245,11 @@ def _absolute(config: WhimbrelConfig, directory: Path) -> WhimbrelConfig:
             if ref is not None and ref.file is not None:
                 ref = ref.model_copy(update={"file": place(ref.file)})
             clouds[name] = cloud.model_copy(update={"tls_dir": place(cloud.tls_dir), "credential": ref})
+        elif isinstance(cloud, OpenStackCloud):
+            ceph = cloud.ceph
+            if ceph is not None:
+                ceph = ceph.model_copy(update={"conf": place(ceph.conf)})
+            clouds[name] = cloud.model_copy(update={"clouds_yaml": place(cloud.clouds_yaml), "ceph": ceph})
         else:
             clouds[name] = cloud
     return config.model_copy(update={"clouds": clouds, "state_dir": place(config.state_dir)})

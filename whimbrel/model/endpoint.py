@@ -84,7 +84,7 @@ class RbdEndpoint(Frozen):
     user: str = "admin"
     """Ceph user without ``client.``."""
     session: str | None = None
-    """Key of the session that must be open on the image: without it, or with another, the endpoint is dead."""
+    """Key of the session, or with ``snapshot`` of the point in time, that must be open on the image."""
     writable: bool = False
 
 

@@ -147,6 +147,7 @@ class ComputeContract(ContractSuite):
         assert harness.fresh_cloud().compute.inspect(ref).definition_digest == before
 
     def test_autostart_is_read_back(self, harness: Harness) -> None:
+        needs(harness, Lack.AUTOSTART)
         compute = harness.cloud.compute
         ref = harness.make_vm([(SIZE, self.disk_format)])
         for enabled in (True, True, False, False):
@@ -193,6 +194,7 @@ class ComputeContract(ContractSuite):
         assert harness.cloud.compute.inspect(foreign).owner_migration is None
 
     def test_a_foreign_vm_with_the_uuid_is_a_conflict(self, harness: Harness, migration: str) -> None:
+        needs(harness, Lack.OWN_IDS)
         foreign = harness.cloud.compute.inspect(harness.make_vm([(SIZE, self.disk_format)]))
         with pytest.raises(Conflict):
             harness.cloud.compute.ensure_vm(self.target(harness, migration, foreign, mac="52:54:00:fe:dc:ba"))

@@ -110,6 +110,26 @@ def test_a_client_that_is_not_ours_is_left_alone(image: ScratchImage, images: Rb
     assert image.read()[:5] == b"still"
 
 
+def test_a_closed_point_is_read_no_more(image: ScratchImage, images: RbdImages) -> None:
+    image.create(SIZE)
+    image.snap("s0")
+    where = (image.pool, image.name)
+    for _ in range(2):
+        images.begin_point(*where, "one")
+    images.begin_point(*where, "two")
+    assert sorted(images.points(*where)) == ["one", "two"]
+    device = open_rbd(image.endpoint(snapshot="s0", session="one"))
+    assert read_device(device) == bytes(SIZE)
+    device.close()
+    for _ in range(2):
+        images.end_point(*where, "one")
+    assert images.points(*where) == ("two",)
+    with pytest.raises(Conflict):
+        open_rbd(image.endpoint(snapshot="s0", session="one"))
+    images.end_point(*where, "two")
+    assert "whimbrel" not in image.rbd("image-meta", "list", image.spec)
+
+
 def test_without_the_lock_feature_there_is_no_session(image: ScratchImage, images: RbdImages) -> None:
     image.create(SIZE, "--image-feature", "layering")
     with pytest.raises(Unsupported):

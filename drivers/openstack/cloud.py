@@ -1,0 +1,65 @@
+"""A project of an OpenStack cloud: ``whimbrel.ports.cloud.Cloud``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from drivers.openstack.absent import NoServing, NoShadows
+from drivers.openstack.backing import Backing, Images
+from drivers.openstack.compute import OpenStackCompute
+from drivers.openstack.connection import Connection
+from drivers.openstack.facts import capabilities, source_facts, target_facts
+from drivers.openstack.guest import OpenStackGuest
+from drivers.openstack.networks import OpenStackNetworks
+from drivers.openstack.points import OpenStackPoints
+from drivers.openstack.volumes import OpenStackVolumes
+from whimbrel.model.facts import SourceFacts, TargetFacts
+from whimbrel.model.vm import Capabilities
+from whimbrel.ports.handover import HandoverPort
+
+
+class OpenStackCloud:
+    """What one entry of clouds.yaml sees.
+
+    ``images`` and ``pools`` (volume type -> Ceph pool) are the way to the bytes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        clouds_yaml_name: str,
+        images: Images | None = None,
+        pools: Mapping[str, str] | None = None,
+        config_file: Path | None = None,
+        region: str | None = None,
+    ) -> None:
+        self.name = name
+        self._connection = Connection(clouds_yaml_name, config_file=config_file, region=region)
+        self._backing = Backing(images, pools or {})
+        self._networks = OpenStackNetworks(self._connection)
+        self.networks = self._networks
+        self.compute = OpenStackCompute(self._connection, self._backing, self._networks)
+        self.volumes = OpenStackVolumes(self._connection, self._backing)
+        self.points = OpenStackPoints(self._connection, self._backing)
+        self.guest = OpenStackGuest(self._connection)
+        self.serving = NoServing()
+        self.shadows = NoShadows()
+        self.handover: HandoverPort | None = None
+
+    def capabilities(self) -> Capabilities:
+        """What can be done here. Raises Unavailable, AuthFailed."""
+        return capabilities(self._connection, self._backing)
+
+    def source_facts(self, vm: str) -> SourceFacts:
+        """All that the prechecks ask about a VM. Raises NotFound, Conflict."""
+        return source_facts(self.name, self._connection, self._backing, vm)
+
+    def target_facts(self) -> TargetFacts:
+        """All that the prechecks ask about this project as a target."""
+        return target_facts(self.name, self._connection, self._backing, self._networks)
+
+    def close(self) -> None:
+        """Give the connection up."""
+        self._connection.close()

@@ -1,0 +1,204 @@
+"""Servers: ``whimbrel.ports.compute.ComputePort`` over Nova.
+
+Nova works after it has answered. A call here asks, looks for a few seconds whether it is done, and raises NotReady if
+not: Temporal asks again, and the same call then finds what goes on already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from drivers.openstack import inventory, marks, vms
+from drivers.openstack.announcing import Announcements
+from drivers.openstack.backing import Backing
+from drivers.openstack.connection import Connection, settled
+from drivers.openstack.errors import server_fault
+from drivers.openstack.inventory import AnnouncedVm, Inventory
+from drivers.openstack.networks import OpenStackNetworks
+from drivers.openstack.volumes import WRITER
+from whimbrel.errors import Conflict, NotFound, Unsupported
+from whimbrel.model.vm import Power, TargetVm, VmSpec
+
+FLAVOR_MICROVERSION = "2.47"
+
+
+class OpenStackCompute:
+    """``ComputePort`` over one connection."""
+
+    def __init__(self, connection: Connection, backing: Backing, networks: OpenStackNetworks) -> None:
+        self._connection = connection
+        self._backing = backing
+        self._networks = networks
+        self._announcements = Announcements(connection, networks)
+
+    def inventory(self) -> Sequence[VmSpec]:
+        """All VMs of the project."""
+        seen = inventory.read(self._connection, flavors=True)
+        sizes = self._backing.sizes(list(seen.volumes.values()))
+        return [vms.spec(seen, ref, self._backing, sizes) for ref in seen.refs()]
+
+    def inspect(self, vm: str) -> VmSpec:
+        """One VM. Raises NotFound, Conflict."""
+        return vms.spec(inventory.read(self._connection, flavors=True), vm, self._backing)
+
+    def power(self, ref: str) -> Power:
+        """The power state now. Raises NotFound."""
+        return vms.power_of(self._server(ref))
+
+    def start(self, ref: str, *, paused: bool = False) -> None:
+        """Power on; a VM that is announced only is made. Raises Conflict while a disk is written, NotReady."""
+        if paused:
+            raise Unsupported("Nova cannot start a server with its processors stopped")
+        seen = inventory.read(self._connection)
+        ref, server, plan = seen.find(ref)
+        if vms.power_of(server) in {Power.RUNNING, Power.PAUSED}:
+            return
+        self._check_not_written(seen, server, plan)
+        if server is None:
+            assert plan is not None
+            self._create(plan, seen)
+        elif server.vm_state == "stopped" and not server.task_state:
+            with self._connection.using(f"starting {server.name}") as conn:
+                conn.compute.start_server(server.id)
+        self._wait(ref, {Power.RUNNING}, "starts")
+
+    def resume(self, ref: str) -> None:
+        """Let a paused server run. Raises Conflict when it is off, NotReady."""
+        server = self._server(ref)
+        power = vms.power_of(server)
+        if power is Power.RUNNING:
+            return
+        if server is None or power not in {Power.PAUSED, Power.SUSPENDED}:
+            raise Conflict(f"VM {ref} is {power}, so it cannot be resumed", vm=ref)
+        with self._connection.using(f"resuming {server.name}") as conn:
+            if power is Power.PAUSED:
+                conn.compute.unpause_server(server.id)
+            else:
+                conn.compute.resume_server(server.id)
+        self._wait(ref, {Power.RUNNING}, "resumes")
+
+    def request_stop(self, ref: str) -> None:
+        """Ask for a stop. Nova asks the guest, and takes the power away after its ``shutdown_timeout``."""
+        server = self._server(ref)
+        if server is None or vms.power_of(server) in {Power.OFF, Power.CRASHED} or server.task_state == "powering-off":
+            return
+        with self._connection.using(f"stopping {server.name}") as conn:
+            conn.compute.stop_server(server.id)
+
+    def force_off(self, ref: str) -> None:
+        """The same, waited for: Nova's API has no harder way. A paused server is let go first. Raises NotReady."""
+        server = self._server(ref)
+        if vms.power_of(server) is Power.PAUSED:
+            self.resume(ref)
+        self.request_stop(ref)
+        self._wait(ref, {Power.OFF, Power.CRASHED}, "stops")
+
+    def ensure_vm(self, vm: TargetVm) -> VmSpec:
+        """Announce the VM; its server is made when it is started. Raises Conflict, NotFound, InvalidPlan."""
+        return self.inspect(self._announcements.announce(vm))
+
+    def ensure_absent(self, ref: str, *, migration: str) -> None:
+        """Delete the server with its ports and what announced it; volumes stay. Raises Conflict, NotReady."""
+        seen = inventory.read(self._connection)
+        try:
+            ref, server, plan = seen.find(ref)
+        except NotFound:
+            return
+        if vms.owner(server, plan) != migration:
+            name = server.name if server is not None else ref
+            raise Conflict(f"VM {name} was not made by migration {migration}", vm=ref)
+        if server is not None:
+            with self._connection.using(f"deleting server {server.name}") as conn:
+                if server.task_state != "deleting":
+                    conn.compute.delete_server(server.id)
+                settled(
+                    lambda: True if conn.compute.find_server(server.id, ignore_missing=True) is None else None,
+                    f"server {server.name} is being deleted",
+                )
+        for _, port in seen.ports_of(server, plan):
+            if marks.migration_of(port.name) == migration:
+                self._networks.ensure_port_absent(port.id, migration=migration)
+        if plan is not None:
+            self._announcements.forget(seen, plan)
+
+    def release_tag(self, ref: str, *, migration: str) -> None:
+        """Hand the VM over. Raises NotFound."""
+        seen = inventory.read(self._connection)
+        _, server, plan = seen.find(ref)
+        if vms.owner(server, plan) != migration:
+            return
+        if server is None:
+            assert plan is not None
+            self._announcements.hand_over(plan)
+            return
+        if plan is not None:
+            self._announcements.forget(seen, plan)
+        with self._connection.using(f"handing {server.name} over") as conn:
+            conn.compute.delete_server_metadata(server.id, keys=[marks.MIGRATION])
+
+    def set_autostart(self, ref: str, *, enabled: bool) -> None:
+        """Nothing to set: a compute host that comes up starts exactly those servers that were not stopped."""
+        self._server(ref)
+
+    def owned(self, migration: str) -> Sequence[str]:
+        """Names of the migration's VMs."""
+        seen = inventory.read(self._connection)
+        return sorted(
+            server.name if server is not None else plan.name if plan is not None else ref
+            for ref, server, plan in map(seen.find, seen.refs())
+            if vms.owner(server, plan) == migration
+        )
+
+    def _server(self, ref: str) -> Any | None:
+        """The server now; None for a VM that is announced only. Raises NotFound."""
+        with self._connection.using(f"looking for VM {ref}") as conn:
+            try:
+                return conn.compute.get_server(ref)
+            except Exception as error:
+                if getattr(error, "status_code", None) != 404:
+                    raise
+        return inventory.read(self._connection).find(ref)[1]
+
+    def _wait(self, ref: str, wanted: set[Power], doing: str) -> None:
+        def look() -> bool | None:
+            server = self._server(ref)
+            if server is not None and server.vm_state == "error":
+                raise server_fault(server)
+            return True if vms.power_of(server) in wanted else None
+
+        settled(look, f"VM {ref} {doing}")
+
+    def _create(self, plan: AnnouncedVm, seen: Inventory) -> None:
+        """Make the server; the caller has seen that there is none."""
+        owner = {marks.MIGRATION: plan.migration} if plan.migration else {}
+        disks = [
+            {
+                "boot_index": 0 if number == 0 else -1,
+                "uuid": disk.volume,
+                "source_type": "volume",
+                "destination_type": "volume",
+                "delete_on_termination": False,
+                "disk_bus": disk.bus,
+            }
+            for number, disk in enumerate(plan.disks)
+        ]
+        zone = {"availability_zone": plan.availability_zone} if plan.availability_zone else {}
+        with self._connection.using(f"making server {plan.name}") as conn:
+            conn.compute.create_server(
+                name=plan.name,
+                flavor_id=plan.flavor,
+                block_device_mapping=disks,
+                networks=[{"port": port} for _, port in plan.ports] or "none",
+                metadata={**plan.metadata, marks.REF: plan.ref, **owner},
+                **zone,
+            )
+
+    def _check_not_written(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:
+        for key, volume in seen.disks_of(server, plan):
+            writer = (volume.metadata or {}).get(WRITER)
+            if writer:
+                raise Conflict(
+                    f"disk {key} ({volume.name}) is being written by session {writer}",
+                    action="confirm or roll back the migration that writes it",
+                )

@@ -1,0 +1,155 @@
+"""Facts for the prechecks: what the project's credentials can learn of a source VM, and of the project as a target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from drivers.openstack import inventory, marks, vms
+from drivers.openstack.backing import Backing
+from drivers.openstack.connection import Connection
+from drivers.openstack.inventory import Inventory
+from drivers.openstack.networks import OpenStackNetworks
+from drivers.openstack.pools import read as read_pools
+from drivers.openstack.snapshots import Snapshots
+from whimbrel.errors import Unavailable
+from whimbrel.model.facts import DiskFacts, SourceFacts, TargetFacts
+from whimbrel.model.vm import Capabilities
+
+QUIET = {"available", "in-use", "reserved"}
+BUSES = ("virtio", "scsi", "sata", "ide", "usb")
+
+
+def capabilities(connection: Connection, backing: Backing) -> Capabilities:
+    """What the driver can do here; points and writing need a way to the storage. Raises Unavailable, AuthFailed."""
+    with connection.using("asking for the version of Nova") as conn:
+        version = str(conn.compute.get_endpoint_data().max_microversion)
+    reach = backing.direct
+    return Capabilities(
+        kind=vms.KIND,
+        roles=frozenset({"source", "target"}) if reach else frozenset(),
+        live_points=reach,
+        change_tracking=reach,
+        console=True,
+        disk_formats=("raw",),
+        version=f"Nova {version.strip('()').replace(', ', '.')}",
+    )
+
+
+def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) -> SourceFacts:
+    """All about one VM. A cloud that cannot be reached gives ``reachable=False``. Raises NotFound, Conflict."""
+    try:
+        able = capabilities(connection, backing)
+        seen = inventory.read(connection, flavors=True)
+    except Unavailable as error:
+        return SourceFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
+    ref, server, plan = seen.find(vm)
+    spec = vms.spec(seen, ref, backing)
+    volumes = [volume for _, volume in seen.disks_of(server, plan)]
+    extra = dict((server.flavor.extra_specs or {}) if server is not None else {})
+    return SourceFacts(
+        cloud=cloud,
+        vm=spec,
+        disks=tuple(
+            DiskFacts(key=key, encrypted=bool(volume.is_encrypted)) for key, volume in seen.disks_of(server, plan)
+        ),
+        passthrough=tuple(value for key, value in sorted(extra.items()) if key.startswith("pci_passthrough:")),
+        tpm="hw:tpm_version" in extra,
+        cpu_pinning=extra.get("hw:cpu_policy") == "dedicated",
+        numa="hw:numa_nodes" in extra,
+        watchdog="hw:watchdog_action" in extra,
+        snapshots=tuple(sorted(str(found.name or found.id) for found in Snapshots(connection).foreign(volumes))),
+        running_job=_job(server, volumes),
+        hypervisor_version=able.version,
+        capabilities=able,
+        network_mtus={
+            network.name: network.mtu
+            for _, port in seen.ports_of(server, plan)
+            if (network := seen.networks.get(port.network_id)) is not None and network.mtu
+        },
+        rebuild_blockers=_blockers(server, backing, volumes),
+    )
+
+
+def target_facts(cloud: str, connection: Connection, backing: Backing, networks: OpenStackNetworks) -> TargetFacts:
+    """All about the project as a target. A cloud that cannot be reached gives ``reachable=False``."""
+    try:
+        able = capabilities(connection, backing)
+        seen = inventory.read(connection, flavors=True)
+        with connection.using("asking for limits") as conn:
+            limits = conn.compute.get_limits().absolute
+        macs = {port.mac_address.lower(): _owner_name(seen, port) for port in seen.ports}
+        return TargetFacts(
+            cloud=cloud,
+            vm_names={vms.spec(seen, ref, backing, sizes={}).name: ref for ref in seen.refs()},
+            macs=macs,
+            pools=tuple(read_pools(connection)),
+            networks=tuple(networks.networks()),
+            vcpus_max=max((flavor.vcpus for flavor in seen.flavors.values()), default=0),
+            memory_free_bytes=_memory(limits.total_ram, limits.total_ram_used),
+            memory_total_bytes=_memory(limits.total_ram, 0),
+            archs=("x86_64",),
+            firmwares=("bios", "uefi", "uefi-secure"),
+            disk_buses=BUSES,
+            hypervisor_version=able.version,
+            capabilities=able,
+            leftovers=tuple(_leftovers(seen)),
+            can_create=able.roles == frozenset({"source", "target"}),
+        )
+    except Unavailable as error:
+        return TargetFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
+
+
+def _job(server: Any | None, volumes: list[Any]) -> str | None:
+    if server is not None and server.task_state:
+        return f"server is {server.task_state}"
+    busy = [f"volume {volume.name or volume.id} is {volume.status}" for volume in volumes if volume.status not in QUIET]
+    return "; ".join(busy) or None
+
+
+def _blockers(server: Any | None, backing: Backing, volumes: list[Any]) -> tuple[str, ...]:
+    found = []
+    if server is not None and (server.image or {}).get("id"):
+        found.append("its root disk lies on the compute host, not in a volume")
+    found += [
+        f"volume {volume.name or volume.id} of type {volume.volume_type} cannot be reached from this worker"
+        for volume in volumes
+        if not backing.reaches(volume)
+    ]
+    return tuple(found)
+
+
+def _memory(total_mib: int | None, used_mib: int | None) -> int | None:
+    """What the quota leaves; None for a project without one."""
+    return None if total_mib is None or total_mib < 0 else max(total_mib - (used_mib or 0), 0) << 20
+
+
+def _owner_name(seen: Inventory, port: Any) -> str:
+    for ref in seen.refs():
+        _, server, plan = seen.find(ref)
+        if any(port.id == other.id for _, other in seen.ports_of(server, plan)):
+            return str(server.name if server is not None else plan.name if plan is not None else ref)
+    return str(port.name or port.id)
+
+
+def _leftovers(seen: Inventory) -> list[str]:
+    """What a migration made and did not hand over: VMs, and volumes that belong to no VM, and reserved ports."""
+    found, used, plugged = [], set(), set()
+    for ref in seen.refs():
+        _, server, plan = seen.find(ref)
+        used |= {volume.id for _, volume in seen.disks_of(server, plan)}
+        plugged |= {port.id for _, port in seen.ports_of(server, plan)}
+        migration = vms.owner(server, plan)
+        if migration:
+            name = server.name if server is not None else plan.name if plan is not None else ref
+            found.append(f"VM {name} of migration {migration}")
+    found += [
+        f"volume {volume.name} of migration {volume.metadata[marks.MIGRATION]}"
+        for volume in seen.volumes.values()
+        if marks.MIGRATION in (volume.metadata or {}) and volume.id not in used
+    ]
+    found += [
+        f"port {port.name} of migration {marks.migration_of(port.name)}"
+        for port in seen.ports
+        if (port.name or "").startswith("whimbrel-") and not port.device_id and port.id not in plugged
+    ]
+    return sorted(found)

@@ -1,0 +1,43 @@
+"""What a guest tells through Nova: ``whimbrel.ports.guest.GuestPort``. Nova's API has no way to an agent."""
+
+from __future__ import annotations
+
+from drivers.openstack import inventory
+from drivers.openstack.connection import Connection
+from whimbrel.errors import NotFound
+from whimbrel.ports.guest import GuestFacts
+
+CONSOLE_LINES = 200
+
+
+class OpenStackGuest:
+    """``GuestPort`` over one connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def facts(self, ref: str) -> GuestFacts:
+        """Nothing: no agent can be asked."""
+        inventory.read(self._connection).find(ref)
+        return GuestFacts()
+
+    def quiesce(self, ref: str) -> bool:
+        """False: nobody freezes file systems from outside."""
+        inventory.read(self._connection).find(ref)
+        return False
+
+    def thaw(self, ref: str) -> None:
+        """Nothing was frozen."""
+        inventory.read(self._connection).find(ref)
+
+    def console_tail(self, ref: str, max_bytes: int = 4096) -> str | None:
+        """The end of the console's log; None for a VM that has never been on."""
+        _, server, _ = inventory.read(self._connection).find(ref)
+        if server is None:
+            return None
+        try:
+            with self._connection.using(f"reading the console of {server.name}") as conn:
+                text = conn.compute.get_server_console_output(server.id, length=CONSOLE_LINES).get("output")
+        except NotFound:  # a server that was not built has no console yet
+            return None
+        return None if text is None else str(text).encode()[-max_bytes:].decode("utf-8", "replace")
