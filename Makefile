@@ -79,10 +79,11 @@ demo: system setup ## a running VM moves between two clouds; KEEP=1 leaves every
 demo-end: setup ## end what `make demo KEEP=1` left up
 	$(BIN)/python -m labs.demo --end
 
-bench: system setup ## copy speed, a sparse disk of 1 TiB, the streaming server
+bench: system setup ## copy speed, a sparse disk of 1 TiB, handovers a minute, the streaming server, outages by mode
 	$(BIN)/python -m tests.bench.copy_bench --big
 	$(BIN)/python -m tests.bench.dual_attach_bench
 	$(BIN)/python -m tests.bench.stream_bench
+	$(BIN)/python -m tests.bench.downtime_bench
 
 bench-prefetch: system setup ## hit rates of the streaming server by prefetch policy, on a link of 50 MB/s
 	$(BIN)/python -m tests.bench.prefetch_bench

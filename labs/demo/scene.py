@@ -172,13 +172,14 @@ async def migrate(
     on_status: Callable[[MigrationStatus], None] = lambda status: None,
     disturb: Callable[[WorkflowHandle[Any, MigrationReport]], Awaitable[None]] | None = None,
     label: str = "",
+    patience_s: float = 240.0,
 ) -> Proof:
     """Migrate, prove, confirm; see ``Proof``."""
     boot_before = guest.boot_count()
     handle = await start(client, plan)
     if disturb is not None:
         await disturb(handle)
-    await until(handle, lambda now: now.phase is Phase.CONFIRM, timeout_s=240, on_status=on_status)
+    await until(handle, lambda now: now.phase is Phase.CONFIRM, timeout_s=patience_s, on_status=on_status)
     await asyncio.to_thread(guest.wait_console, rf"WBREC1 kind=run boot={boot_before + 1} ", timeout_s=60)
     await handle.execute_update(verbs.CONFIRM, Verb(by="demo"))
     report = await handle.result()

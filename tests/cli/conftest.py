@@ -8,6 +8,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -30,6 +31,9 @@ from whimbrel.runtime.connect import DATA_CONVERTER
 from whimbrel.runtime.devserver import temporal_binary
 
 T = TypeVar("T")
+
+# Whoever runs the tests in the background may have SIGINT ignored, and programs started here would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 EMPTY_NAMESPACE = "nobody-works-here"
