@@ -30,9 +30,7 @@ class ColdMigration(Migration):
     async def steps(self) -> Ending:
         """Precheck, prepare, cutover (which copies everything), verify, confirm, commit."""
         course = self.course
-        blocking = await precheck(course)
-        if blocking:
-            self._reason = "; ".join(finding.line for finding in blocking)
+        if self.refused(await precheck(course)):
             return "refused"
         await prepare(course)
         while True:

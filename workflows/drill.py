@@ -93,9 +93,7 @@ class Drill(Migration):
         """Precheck, prepare, freeze, serve, rebuild, boot, check, (hydrate, compare,) take down, record."""
         course = self.course
         try:
-            blocking = await precheck(course)
-            if blocking:
-                self._reason = "; ".join(finding.line for finding in blocking)
+            if self.refused(await precheck(course)):
                 return "refused"
             if course.from_copy and not await self._borrow():
                 return "refused"

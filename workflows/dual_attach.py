@@ -30,9 +30,7 @@ class DualAttachMigration(Migration):
     async def steps(self) -> Ending:
         """Precheck, find the disks, hand over (stop, release, adopt, rebuild, start), verify, confirm, commit."""
         course = self.course
-        blocking = await precheck_sharing(course)
-        if blocking:
-            self._reason = "; ".join(finding.line for finding in blocking)
+        if self.refused(await precheck_sharing(course)):
             return "refused"
         await find_disks(course)
         while True:

@@ -32,9 +32,7 @@ class IncrementalMigration(Migration):
         """Precheck, prepare, baseline, rounds, cutover, verify, confirm, commit."""
         course = self.course
         if not course.journal.resumed:
-            blocking = await precheck(course)
-            if blocking:
-                self._reason = "; ".join(finding.line for finding in blocking)
+            if self.refused(await precheck(course)):
                 return "refused"
             await prepare(course)
             await baseline(course)

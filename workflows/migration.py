@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, TypeVar
 
 from temporalio import workflow
@@ -19,6 +20,7 @@ from whimbrel.contracts.lending import COPY_RETURNED_SIGNAL, COPY_WANTED_SIGNAL,
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import FINDINGS_QUERY, LEDGER_QUERY, STATUS_QUERY
 from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
+from whimbrel.model.finding import Finding
 from whimbrel.model.ledger import Ledger
 from whimbrel.model.naming import migration_id
 from whimbrel.model.progress import DiskProgress, MigrationReport, MigrationStatus, Phase
@@ -108,6 +110,11 @@ class Migration(ABC):
         except FailureError as error:
             wishes.rollback = wishes.rollback or failure.read(error).message
             return "rollback"
+
+    def refused(self, blocking: Sequence[Finding]) -> bool:
+        """Whether findings of the precheck forbid the migration; they are its reason then."""
+        self._reason = "; ".join(finding.line for finding in blocking)
+        return bool(blocking)
 
     async def _finish(self, ending: Ending) -> MigrationReport:
         """Undo if need be, and report. Runs in a task of its own, which no cancellation reaches."""

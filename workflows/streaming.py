@@ -34,9 +34,7 @@ class StreamingMigration(Migration):
         """Precheck, prepare, (baseline, rounds,) take over, health, hydrate, prove, switch, confirm, commit."""
         course = self.course
         if not course.journal.resumed:
-            blocking = await precheck(course)
-            if blocking:
-                self._reason = "; ".join(finding.line for finding in blocking)
+            if self.refused(await precheck(course)):
                 return "refused"
             await prepare(course)
             if course.copies_first:

@@ -72,7 +72,8 @@ class Place:
     def write_config(self, config: StreamConfig) -> None:
         """Write the configuration, whole or not at all."""
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.socket_dir.mkdir(parents=True, exist_ok=True)
+        # Passable for QEMU's user, and not listable: a socket's name holds the migration's id, which is not guessed.
+        self.socket_dir.mkdir(parents=True, exist_ok=True, mode=0o711)
         fresh = self.config.with_suffix(".json.new")
         fresh.write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
         fresh.rename(self.config)
