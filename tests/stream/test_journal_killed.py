@@ -5,15 +5,14 @@ from __future__ import annotations
 import random
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.stream.rawclient import RawClient
 from tests.stream.streams import CHUNK, MIB, PATIENCE_S, Process, config_for, make_source, until
-from tests.stream.test_mirror_killed import SIZE, Overlay
-from tests.stream.test_stream_killed import RECORD, WRITERS, Writer, _moved, record
+from tests.stream.test_mirror_killed import SIZE, Overlay, kill_at_random
+from tests.stream.test_stream_killed import RECORD, WRITERS, Writer, record
 from whimbrel.nbd import protocol as p
 from whimbrel.stream.protect import ProtectConfig
 
@@ -35,19 +34,7 @@ def test_after_kills_a_drain_brings_everything_acknowledged(spot: Path, kills: i
         server.start()
         for writer in writers:
             writer.start()
-        for number in range(kills):
-            before = sum(writer.acknowledged for writer in writers)
-            until(partial(_moved, writers, before), "writing after a restart")
-            time.sleep(rng.uniform(0, 0.4))
-            victims = rng.choice(["server", "shadow", "both"]) if number else "both"
-            if victims != "server":
-                overlay.kill()
-            if victims != "shadow":
-                server.kill()
-                # The shadow is not needed to go on.
-                server.start()
-            if victims != "server":
-                overlay.start()
+        kill_at_random(kills, rng, server, overlay, writers)
         for writer in writers:
             writer.ending.set()
         server.kill()

@@ -57,6 +57,23 @@ class Overlay:
         return raw.read_bytes()
 
 
+def kill_at_random(kills: int, rng: random.Random, server: Process, overlay: Overlay, writers: list[Writer]) -> None:
+    """Kill server, shadow or both while all writers get on, and start them again; the first time both."""
+    for number in range(kills):
+        before = sum(writer.acknowledged for writer in writers)
+        until(partial(_moved, writers, before), "writing after a restart")
+        time.sleep(rng.uniform(0, 0.4))
+        victims = rng.choice(["server", "shadow", "both"]) if number else "both"
+        if victims != "server":
+            overlay.kill()
+        if victims != "shadow":
+            server.kill()
+            # The shadow need not be there for it.
+            server.start()
+        if victims != "server":
+            overlay.start()
+
+
 @pytest.mark.interop
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("kills", [5, pytest.param(25, marks=pytest.mark.slow)])
@@ -72,18 +89,7 @@ def test_everything_acknowledged_is_in_base_and_overlay(spot: Path, kills: int) 
         server.start()
         for writer in writers:
             writer.start()
-        for number in range(kills):
-            before = sum(writer.acknowledged for writer in writers)
-            until(partial(_moved, writers, before), "writing after a restart")
-            time.sleep(rng.uniform(0, 0.4))
-            victims = rng.choice(["server", "shadow", "both"]) if number else "both"
-            if victims != "server":
-                overlay.kill()
-            if victims != "shadow":
-                server.kill()
-                server.start()
-            if victims != "server":
-                overlay.start()
+        kill_at_random(kills, rng, server, overlay, writers)
         # The end of the target: no farewell, and the last request of each writer may have been made or not.
         for writer in writers:
             writer.ending.set()
