@@ -7,7 +7,6 @@ from temporalio import workflow
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import DUAL_ATTACH
 from whimbrel.model.progress import MigrationReport
-from workflows.closing import RollbackWanted, confirm
 from workflows.cutover import Retreated
 from workflows.handing_over import commit_handover, find_disks, hand_over, precheck_sharing, verify_handover
 from workflows.migration import Ending, Migration
@@ -41,12 +40,4 @@ class DualAttachMigration(Migration):
                 await course.hold("handover", retreat.found)
                 continue
             break
-        try:
-            await verify_handover(course)
-        except RollbackWanted as wanted:
-            course.wishes.rollback = str(wanted)
-            return "rollback"
-        if await confirm(course) == "rollback":
-            return "rollback"
-        await commit_handover(course)
-        return "completed"
+        return await self.conclude(verify_handover, commit_handover)

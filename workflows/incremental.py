@@ -7,7 +7,7 @@ from temporalio import workflow
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import INCREMENTAL
 from whimbrel.model.progress import MigrationReport, Phase
-from workflows.closing import RollbackWanted, commit, confirm, verify
+from workflows.closing import commit, verify
 from workflows.cutover import Retreated, cutover
 from workflows.migration import Ending, Migration
 from workflows.opening import precheck, prepare
@@ -45,12 +45,4 @@ class IncrementalMigration(Migration):
                 course.journal.trouble = course.trouble("cutover", retreat.found, Phase.ROUNDS)
                 continue
             break
-        try:
-            await verify(course)
-        except RollbackWanted as wanted:
-            course.wishes.rollback = str(wanted)
-            return "rollback"
-        if await confirm(course) == "rollback":
-            return "rollback"
-        await commit(course)
-        return "completed"
+        return await self.conclude(verify, commit)

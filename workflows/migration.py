@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, TypeVar
 
 from temporalio import workflow
@@ -25,7 +25,7 @@ from whimbrel.model.ledger import Ledger
 from whimbrel.model.naming import migration_id
 from whimbrel.model.progress import DiskProgress, MigrationReport, MigrationStatus, Phase
 from workflows import attributes, telling
-from workflows.closing import read_back
+from workflows.closing import RollbackWanted, confirm, read_back
 from workflows.course import Course
 from workflows.journal import Journal
 from workflows.keeping_writes import bring_back_writes
@@ -70,6 +70,21 @@ class Migration(ABC):
     @abstractmethod
     async def steps(self) -> Ending:
         """The mode's steps, in order; what they raise leads to a rollback."""
+
+    async def conclude(
+        self, check: Callable[[Course], Awaitable[None]], commit: Callable[[Course], Awaitable[None]]
+    ) -> Ending:
+        """The target runs: check it, wait for the operator's word or the plan's timer, then commit or go back."""
+        course = self.course
+        try:
+            await check(course)
+        except RollbackWanted as wanted:
+            course.wishes.rollback = str(wanted)
+            return "rollback"
+        if await confirm(course) == "rollback":
+            return "rollback"
+        await commit(course)
+        return "completed"
 
     # -- the run ------------------------------------------------------------------------------------------------
 
