@@ -53,9 +53,10 @@ from whimbrel.runtime.sandbox import runner
 from whimbrel.runtime.search_attributes import ensure_search_attributes
 from whimbrel.runtime.settings import WorkerSettings
 from whimbrel.runtime.translation import ErrorTranslation
+from whimbrel.stream.hostgovernor import HostGovernor
 from whimbrel.stream.launch import launch
 from whimbrel.stream.launch import stop as stop_process
-from whimbrel.stream.place import Place
+from whimbrel.stream.place import Place, governor_file
 from workflows.cold import ColdMigration
 from workflows.drill import Drill
 from workflows.dual_attach import DualAttachMigration
@@ -198,6 +199,14 @@ def stop_server(place: Place) -> None:
     stop_process(place.control, config_path=place.config)
 
 
+def host_governor(state_dir: Path, limit: float | None) -> Governor:
+    """What copies and comparisons draw from; with a limit, the streaming servers of this host draw from it too.
+
+    Raises Unavailable.
+    """
+    return Governor() if limit is None else HostGovernor(governor_file(state_dir), limit)
+
+
 def data_activities(
     clouds: CloudRegistry,
     state_dir: Path,
@@ -292,8 +301,6 @@ def build_workers(
     """One Worker for each queue that the settings name. Raises InvalidPlan for unknown names."""
     open_volumes_of(clouds)
     open_images()
-    governor = Governor()
-    governor.set_host_limit(limit)
     wanted = {queue.strip() for queue in settings.queues.split(",")}
     if wanted - {"control", "data"} or not wanted:
         raise InvalidPlan(f"WHIMBREL_QUEUES is {settings.queues!r}", action="name control, data or both, with a comma")
@@ -316,6 +323,7 @@ def build_workers(
             )
         )
     if "data" in wanted:
+        governor = host_governor(state_dir, limit)
         loop = asyncio.get_running_loop()
         workers.append(
             Worker(

@@ -54,6 +54,11 @@ _PRIORITY: dict[CopyKind, Priority] = {
 }
 
 
+def manifest_path(state_dir: Path, migration: str, disk: str) -> Path:
+    """Where the mover keeps what it knows of a target disk."""
+    return state_dir / "manifests" / migration / f"{disk}.manifest"
+
+
 def _seed(text: str) -> int:
     """The same sample for every attempt of a job, another one for the next round."""
     return int.from_bytes(hashlib.blake2s(text.encode(), digest_size=8).digest())
@@ -82,9 +87,9 @@ class CopyActivities:
         self._notify = notify
 
     def _manifest_path(self, migration: str, disk: str) -> Path:
-        directory = self._state_dir / "manifests" / migration
-        directory.mkdir(parents=True, exist_ok=True)
-        return directory / f"{disk}.manifest"
+        path = manifest_path(self._state_dir, migration, disk)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
     @activity.defn(name="copy.disk", no_thread_cancel_exception=True)
     def copy_disk(self, job: CopyDiskInput) -> CopyDiskResult:

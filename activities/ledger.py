@@ -9,6 +9,7 @@ from temporalio import activity
 from whimbrel.contracts.activity_io import ReadBackInput, ReadBackResult
 from whimbrel.errors import NotFound
 from whimbrel.model.ledger import Fate, LedgerEntry
+from whimbrel.model.naming import shadow_key
 from whimbrel.ports.cloud import Cloud, CloudRegistry
 
 
@@ -37,9 +38,16 @@ class LedgerActivities:
             found |= {(name, "vm", vm) for vm in cloud.compute.owned(wanted.migration)}
             if cloud.handover is not None:
                 found |= {(name, "release", vm) for vm in cloud.handover.released(wanted.migration)}
+            if name == wanted.source and wanted.vm is not None:
+                shadows = {(name, "shadow", overlay) for overlay in cloud.shadows.owned(wanted.vm, wanted.migration)}
+                # A driver may know the overlays as volumes too.
+                found -= {(name, "volume", overlay) for _, _, overlay in shadows}
+                found |= shadows
             if wanted.points:
                 found |= {(name, "point", point) for point in _points(cloud, ref, wanted.migration)}
         now = datetime.now(UTC)
+        # The ledger names the session that serves the overlays.
+        there = found | {(cloud, kind, shadow_key(wanted.migration)) for cloud, kind, _ in found if kind == "shadow"}
         entries: list[LedgerEntry] = []
         meant_to_stay: set[tuple[str, str, str]] = set()
         for entry in wanted.entries:
@@ -48,7 +56,7 @@ class LedgerActivities:
                 meant_to_stay.add(key)
                 entries.append(entry)
             else:
-                fate = entry.fate if key in found else Fate.GONE
+                fate = entry.fate if key in there else Fate.GONE
                 entries.append(entry.model_copy(update={"fate": fate, "noted_at": now}))
         leftovers = sorted(found - meant_to_stay)
         return ReadBackResult(

@@ -9,6 +9,7 @@ from pathlib import Path
 from temporalio import activity
 
 from activities.bulk import BulkWatch, Notify
+from activities.copy import manifest_path
 from activities.hydration import Hydration, NotifyStream, figures_of
 from whimbrel.contracts.activity_io import CompareDiskResult, Done
 from whimbrel.contracts.stream_io import (
@@ -22,7 +23,7 @@ from whimbrel.contracts.stream_io import (
     StopStreamInput,
     StreamInput,
 )
-from whimbrel.dataplane import Governor, Priority, open_device
+from whimbrel.dataplane import Governor, Priority, disown, open_device
 from whimbrel.errors import Unavailable, Unsupported
 from whimbrel.model.endpoint import FileEndpoint, MemoryEndpoint, NbdEndpoint
 from whimbrel.model.extent import Extent
@@ -30,14 +31,14 @@ from whimbrel.model.progress import VerifyRecord
 from whimbrel.ports.cloud import CloudRegistry
 from whimbrel.stream.config import ListenAt, StreamConfig, read_config
 from whimbrel.stream.control import ask
-from whimbrel.stream.place import Place, traces_of
+from whimbrel.stream.place import Place, governor_file, traces_of
 from whimbrel.stream.proof import prove
 from whimbrel.stream.protect.config import ProtectConfig
-from whimbrel.stream.seed import seed_map
+from whimbrel.stream.seed import seed_map, seeded
 
 KEPT_TRACES = 5
 SOCKET_MODE = 0o666
-"""QEMU runs under a user of its own; who may come here is settled by the directory of the sockets."""
+"""Where QEMU's user cannot be given access alone: then the directory of the sockets, which cannot be listed, is all."""
 
 Launch = Callable[[Path], None]
 """Starts the server of a configuration file, or adopts the one that runs; returns when it answers."""
@@ -97,7 +98,8 @@ class StreamActivities:
         shadow = disk.shadow
         if shadow is not None and not isinstance(shadow, (NbdEndpoint, FileEndpoint, MemoryEndpoint)):
             raise Unsupported(f"the shadow of disk {key} cannot be reached through {shadow.kind}")
-        path = self._clouds.get(wanted.cloud).serving.local_path(disk.disk.volume)
+        serving = self._clouds.get(wanted.cloud).serving
+        path = serving.local_path(disk.disk.volume)
         limit = self._governor.host_limit_bytes_per_s
         traces: tuple[str, ...] = ()
         if policy.prefetch:
@@ -110,7 +112,7 @@ class StreamActivities:
                 "size_bytes": disk.source.size_bytes,
                 "source": source,
                 "source_identity": f"{wanted.migration}/{key}/{wanted.epoch}",
-                "listen": (ListenAt(unix_path=str(place.nbd), unix_mode=SOCKET_MODE),),
+                "listen": (ListenAt(unix_path=str(place.nbd), unix_mode=SOCKET_MODE, unix_client=serving.client()),),
                 "control_path": str(place.control),
                 "bandwidth_bytes_per_s": wanted.bandwidth_bytes_per_s,
                 "source_fail_after_s": policy.source_fail_after_s,
@@ -123,7 +125,7 @@ class StreamActivities:
                 ),
                 "prefetch": {"history": traces, "sequential": policy.prefetch, "correlation": policy.prefetch},
                 "trace_path": str(place.trace) if wanted.record else None,
-                "governor_path": str(self._state_dir / "streams.governor") if limit else None,
+                "governor_path": str(governor_file(self._state_dir)) if limit else None,
                 "host_limit_bytes_per_s": limit,
             }
         )
@@ -133,8 +135,12 @@ class StreamActivities:
         if before is not None and before != config:
             self._move(place, before, config)
         place.write_config(config)
-        if disk.precopied:
-            seed_map(config, _changed(disk))
+        if disk.precopied and not seeded(config):
+            missing = list(_changed(disk))
+            # Before anything is fetched: should the take-over be taken back, a round must not trust these places.
+            manifest = manifest_path(self._state_dir, place.migration, disk.disk.spec.key)
+            disown(manifest, disk.source.size_bytes, missing)
+            seed_map(config, missing)
         self._launch(place.config)
 
     def _move(self, place: Place, before: StreamConfig, config: StreamConfig) -> None:

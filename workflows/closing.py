@@ -182,6 +182,7 @@ async def read_back(course: Course) -> tuple[str, ...]:
         source_ref=journal.vm.ref,
         target_ref=journal.target_ref,
         points=course.takes_points,
+        vm=journal.vm if any(entry.kind == "shadow" for entry in journal.ledger.entries) else None,
     )
     result = await call(LedgerActivities.read_back, wanted, summary="look for leftovers on both clouds")
     for entry in result.entries:

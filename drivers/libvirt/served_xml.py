@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
@@ -31,6 +32,17 @@ class DiskState:
     job: str
     """``copy``, ``active-commit``, or "" without a job."""
     ready: bool
+
+
+def qemu_user(capabilities: str) -> tuple[int, int] | None:
+    """User and group that QEMU processes run under, by a host's capabilities: ``+64055:+64055``; None if untold."""
+    for model in domain_xml.parse(capabilities).findall("host/secmodel"):
+        if model.findtext("model") == "dac":
+            for label in model.findall("baselabel"):
+                found = re.fullmatch(r"\+(\d+):\+(\d+)", label.text or "")
+                if found is not None:
+                    return int(found[1]), int(found[2])
+    return None
 
 
 def serve(node: ET.Element, disk: TargetDisk) -> str:

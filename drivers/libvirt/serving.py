@@ -42,6 +42,14 @@ class LibvirtServing:
                     raise NotFound(f"there is no volume {volume.name} in pool {volume.pool}") from error
                 raise
 
+    def client(self) -> tuple[int, int] | None:
+        """QEMU's user and group, by the host's capabilities (``user`` and ``group`` of qemu.conf).
+
+        https://libvirt.org/formatcaps.html (secmodel, baselabel)
+        """
+        with self._connection.using("reading who runs QEMU") as conn:
+            return served_xml.qemu_user(conn.getCapabilities())
+
     def switch_disks(self, ref: str, disks: Sequence[TargetDisk], *, migration: str) -> None:
         """See the port and ``drivers.libvirt.switching``. Raises NotFound, Conflict, NotReady."""
         with (

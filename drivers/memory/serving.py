@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,6 +42,11 @@ class MemoryServing:
             return str(found.file)
 
     @port_call(PORT)
+    def client(self) -> tuple[int, int] | None:
+        """This process itself."""
+        return os.getuid(), os.getgid()
+
+    @port_call(PORT)
     def switch_disks(self, ref: str, disks: Sequence[TargetDisk], *, migration: str) -> None:
         """Take the bytes of the volumes' files over, and let the VM run on the volumes."""
         with self._state.lock:
@@ -53,7 +59,7 @@ class MemoryServing:
                 volume = self._state.volumes[vm.volumes[disk.spec.key]]
                 if disk.spec.key in vm.served:
                     if volume.file is not None:
-                        _read_file(volume.file, volume.disk)
+                        read_file(volume.file, volume.disk)
                     del vm.served[disk.spec.key]
 
     @port_call(PORT)
@@ -84,7 +90,8 @@ def _write_file(path: Path, disk: Disk) -> None:
             file.write(disk.read(start, min(GRAIN_BYTES, disk.size_bytes - start)))
 
 
-def _read_file(path: Path, disk: Disk) -> None:
+def read_file(path: Path, disk: Disk) -> None:
+    """Take the bytes of a volume's file over."""
     with path.open("rb") as file:
         for start in range(0, disk.size_bytes, GRAIN_BYTES):
             content = file.read(min(GRAIN_BYTES, disk.size_bytes - start))

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from drivers.memory.calls import CallLog, port_call
 from drivers.memory.export import Budget, export_disk
+from drivers.memory.serving import read_file
 from drivers.memory.state import CloudState, Volume, VolumeId, Writer
 from whimbrel.errors import Conflict, NotFound, QuotaExceeded, Unsupported
 from whimbrel.model.facts import PoolFacts
@@ -161,6 +162,8 @@ class MemoryVolumes:
                 return held.session
             for volume in volumes.values():
                 self._refuse_if_used(volume)
+            for volume in volumes.values():
+                self._take_file(volume)
             serial = self._state.next_serial()
             session = WriterSession(
                 key=key,
@@ -168,6 +171,14 @@ class MemoryVolumes:
             )
             self._state.writers[key] = Writer(session, volumes, migration)
             return session
+
+    def _take_file(self, volume: VolumeId) -> None:
+        """What a streaming server has left in the volume's file is what the volume holds."""
+        found = self._state.volumes[volume]
+        if found.file is not None:
+            read_file(found.file, found.disk)
+            found.file.unlink()
+            found.file = None
 
     def _refuse_if_used(self, volume: VolumeId) -> None:
         if volume not in self._state.volumes:

@@ -19,6 +19,10 @@ class NoServing:
         """Raises Unsupported."""
         raise Unsupported(WHY, action=ACTION)
 
+    def client(self) -> tuple[int, int] | None:
+        """Not known."""
+        return None
+
     def switch_disks(self, ref: str, disks: Sequence[TargetDisk], *, migration: str) -> None:
         """Raises Unsupported."""
         raise Unsupported(WHY, action=ACTION)

@@ -23,7 +23,7 @@ from drivers.memory import MemoryCloud, Scenario
 from whimbrel.contracts.activity_io import HealthInput, ReadBackInput, VmInput
 from whimbrel.errors import Conflict, GuestUnbootable, NotReady, QuotaExceeded, Unavailable
 from whimbrel.model.ledger import Fate, LedgerEntry
-from whimbrel.model.naming import point_key
+from whimbrel.model.naming import point_key, shadow_key
 from whimbrel.model.plan import HealthPolicy, VmPlan
 from whimbrel.model.vm import Power, VolumeSpec
 from whimbrel.ports.cloud import Cloud
@@ -247,6 +247,29 @@ def test_the_ledger_is_read_back(path: tuple[str, str, VmPlan]) -> None:
     assert result.leftovers == tuple(
         sorted([f"point {key} on {source}", f"volume forgotten on {target}", f"volume never-noted on {target}"])
     )
+
+
+def test_a_shadow_that_was_left_is_told(path: tuple[str, str, VmPlan]) -> None:
+    source, target, _ = path
+    Scenario(source).add_vm("off", disks=((MIB, "raw"),), running=False)
+    vm, key = MemoryCloud(source).compute.inspect("off"), shadow_key(MIGRATION)
+    MemoryCloud(source).shadows.open(key, vm, ("vda",), migration=MIGRATION)
+    wanted = ReadBackInput(
+        migration=MIGRATION,
+        entries=(_entry(source, "shadow", key, Fate.CREATED),),
+        source=source,
+        target=target,
+        source_ref=vm.ref,
+        vm=vm,
+    )
+    ledger = LedgerActivities(_Clouds())
+    left = ActivityEnvironment().run(ledger.read_back, wanted)
+    assert left.leftovers == (f"shadow off-vda-shadow-{MIGRATION} on {source}",)
+    assert [entry.fate for entry in left.entries] == [Fate.CREATED]
+    MemoryCloud(source).shadows.drop(key, vm, ("vda",), migration=MIGRATION)
+    gone = ActivityEnvironment().run(ledger.read_back, wanted)
+    assert gone.leftovers == ()
+    assert [entry.fate for entry in gone.entries] == [Fate.GONE]
 
 
 def test_a_vm_is_removed_by_its_name_and_only_if_it_is_ours(cloud: str) -> None:

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.dataplane.disks import UNIT, kill
-from whimbrel.dataplane import Manifest, ManifestCorrupt, discard_manifest
+from whimbrel.dataplane import Manifest, ManifestCorrupt, discard_manifest, disown
 from whimbrel.dataplane.digests import REGION_BYTES, REGION_UNITS, DiskDigest, unit_digests, zero_digest
 from whimbrel.dataplane.header import SLOT_BYTES
 from whimbrel.errors import Conflict, PreconditionFailed, Unavailable
+from whimbrel.model.extent import Extent
 
 TIB = 1 << 40
 Opener = Callable[[int], Manifest]
@@ -239,3 +240,40 @@ def test_disk_digest_is_that_of_the_bytes_however_it_is_fed(data: bytes, cut_at:
 def test_disk_digest_refuses_to_answer_early() -> None:
     with pytest.raises(ValueError, match="0 of 2"):
         DiskDigest(UNIT + 1).hexdigest()
+
+
+@given(st.data())
+def test_what_is_disowned_is_unknown_and_the_rest_is_not(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    size = data.draw(st.integers(1, 20 * UNIT))
+    units = -(-size // UNIT)
+    bounds = sorted(data.draw(st.sets(st.integers(0, size), max_size=8)))
+    extents = [Extent(start, end - start) for start, end in zip(bounds[::2], bounds[1::2], strict=False)]
+    path = tmp_path_factory.mktemp("disown") / "disk.manifest"
+    with Manifest.open(path, size) as manifest:
+        for unit in range(units):
+            manifest.record(unit, digest(unit + 1))
+    disown(path, size, extents)
+    touched = {unit for each in extents for unit in range(each.start // UNIT, (each.end - 1) // UNIT + 1)}
+    with Manifest.open(path, size) as manifest:
+        assert {unit for unit in range(units) if manifest.get(unit) is None} == touched
+
+
+def test_disowning_without_a_manifest_makes_none(tmp_path: Path) -> None:
+    path = tmp_path / "disk.manifest"
+    disown(path, 10 * UNIT, [Extent(0, UNIT)])
+    assert not path.exists()
+    path.write_bytes(b"a letter" * 10000)
+    with pytest.raises(Conflict):
+        disown(path, 10 * UNIT, [Extent(0, UNIT)])
+
+
+def test_a_manifest_that_a_copy_holds_is_not_disowned(manifest_of: Opener) -> None:
+    held = manifest_of(10 * UNIT)
+    with pytest.raises(Unavailable):
+        disown(held.path, 10 * UNIT, [Extent(0, UNIT)])
+    kill(held)
+    held.path.write_bytes(held.path.read_bytes()[:-1])
+    disown(held.path, 10 * UNIT, [Extent(0, UNIT)])
+    assert not held.path.exists()

@@ -120,4 +120,13 @@ def _processes(stage: Stage, cloud: str, migration: str) -> Iterator[str]:
 
 def session_pids(stage: Stage, cloud: str, migration: str) -> list[int]:
     """The QEMU processes of this migration's mover sessions."""
-    return [int(line.split()[1].rstrip(":")) for line in _processes(stage, cloud, migration)]
+    return list(sessions(stage, cloud, migration).values())
+
+
+def sessions(stage: Stage, cloud: str, migration: str) -> dict[str, int]:
+    """Name and process of each of this migration's mover sessions."""
+    found = {}
+    for line in _processes(stage, cloud, migration):
+        process, _, name = line.partition(": ")
+        found[name.removeprefix("guest=").partition(",")[0]] = int(process.split()[1])
+    return found

@@ -55,6 +55,7 @@ def streamed(scene: Scene, running: Running, report: MigrationReport) -> None:
     assert status.stream is not None
     assert status.stream.missing_bytes == 0
     assert list((scene.stage.directory / "state").glob("streams/*")) == []
+    assert "IOERR" not in scene.guest.console_text()
 
 
 def test_two_disks_with_the_server_killed_on_the_way(scene: Scene) -> None:

@@ -7,13 +7,16 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 from pydantic import ValidationError
 
+import worker
 from tests.stream.streams import MIB, REPOSITORY, Process, config_for, make_source, until
-from whimbrel.dataplane.governor import Priority
+from whimbrel.dataplane.governor import Governor, Priority
 from whimbrel.stream.hostgovernor import HostGovernor
+from whimbrel.stream.place import governor_file
 
 DRAW = """
 import sys, time
@@ -76,6 +79,35 @@ def test_damage_and_another_boot_are_a_fresh_start(tmp_path: Path) -> None:
     governor.set_host_limit(None)
     assert rebooted.share(Priority.DELTA).reserve(10**9) == 0
     assert rebooted.share(Priority.DELTA).reserve(10**9) == 0
+
+
+def test_a_workers_copies_and_a_server_share_it(spot: Path) -> None:
+    """What a copy draws while a stream hydrates is missing there: together they keep the host's limit."""
+    size, limit = 8 * MIB, 4e6
+    assert type(worker.host_governor(spot, None)) is Governor
+    make_source(spot / "source.raw", size, share=1.0)
+    config = config_for(spot, size, governor_path=str(governor_file(spot)), host_limit_bytes_per_s=limit)
+    server, copy, ending = Process(spot, config), worker.host_governor(spot, limit).share(Priority.BASELINE), Event()
+    drawn_bytes = [0]
+
+    def draw() -> None:
+        while copy.take(65536, ending.is_set):
+            drawn_bytes[0] += 65536
+
+    thread = Thread(target=draw)
+    try:
+        began = time.monotonic()
+        server.start()
+        thread.start()
+        time.sleep(2)
+        fetched = server.status()["statistics"]["background_bytes"]
+        elapsed = time.monotonic() - began
+        assert 0 < fetched < drawn_bytes[0]
+        assert drawn_bytes[0] + fetched < limit * elapsed + MIB
+    finally:
+        ending.set()
+        thread.join(10)
+        server.kill()
 
 
 def _complete(server: Process) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import time
@@ -275,6 +276,8 @@ def test_places_to_listen(spot: Path) -> None:
         listen_unix(spot / "a")
     first.close()
     listen_unix(spot / "a").close()
+    listen_unix(spot / "c", 0o666, client=(os.getuid(), os.getgid())).close()
+    assert (spot / "c").stat().st_mode & 0o777 == 0o600
     (spot / "b").write_text("precious", encoding="ascii")
     with pytest.raises(Conflict, match="no socket"):
         listen_unix(spot / "b")

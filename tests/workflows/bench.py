@@ -28,7 +28,6 @@ from whimbrel.contracts import verbs
 from whimbrel.contracts.migration import DrillInput, MigrationInput
 from whimbrel.contracts.names import CONTROL_QUEUE, DRILL, STATUS_QUERY, WORKFLOW_OF_MODE
 from whimbrel.contracts.verbs import SetBandwidth, Verb, VerbAnswer
-from whimbrel.dataplane import Governor
 from whimbrel.model.naming import drill_id, workflow_id
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import TERMINAL, MigrationReport, MigrationStatus, Phase
@@ -254,12 +253,10 @@ class Orchestrator:
 
     def data_worker(self, *, host_limit: float | None = None) -> Worker:
         """A mover for this test's site; ``host_limit`` in bytes per second."""
-        governor = Governor()
-        governor.set_host_limit(host_limit)
         activities = worker_module.data_activities(
             self.clouds,
             self.state_dir,
-            governor,
+            worker_module.host_governor(self.state_dir, host_limit),
             no_progress_s=30.0,
             socket_dir=self.streams.socket_dir,
             launch=self.streams.launch,

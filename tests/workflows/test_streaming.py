@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -238,6 +239,42 @@ def test_after_pre_copy_only_the_last_changes_are_streamed(orchestrator: Orchest
         # vdb is raw and cannot tell what changed: it is streamed whole.
         fetched = report.status.stream.background_bytes + report.status.stream.demand_bytes
         assert fetched <= 1 * MIB + 8 * 65536
+
+    run(story())
+
+
+def test_after_a_take_over_taken_back_and_lost_tracking_nothing_is_taken_for_granted(
+    orchestrator: Orchestrator, run: Run
+) -> None:
+    """The stream fetched what the guest had changed; then the guest changes it back, and no bitmap tells."""
+    before = _vm(orchestrator)
+    source = orchestrator.source
+
+    async def story() -> None:
+        rounds = {"cutover": "manual", "min_interval_s": 3600.0, "max_interval_s": 3600.0}
+        started = await orchestrator.start(_plan(orchestrator, stream={"precopy": True}, rounds=rounds))
+        await started.until(lambda now: now.rounds_done == 2)
+        source.guest_write("app01", "vda", 2 * MIB, b"x" * 65536)
+        defining = orchestrator.hold("compute.ensure_vm")
+        defining.error = lambda: Conflict("somebody else has it")
+        await started.say(verbs.CUTOVER)
+        await orchestrator.reached(defining)
+        server = orchestrator.streams.server()
+        await asyncio.to_thread(until, lambda: server.status()["complete"], "end of the hydration")
+        path = orchestrator.streams.server().config.target_path
+        content = await asyncio.to_thread(Path(path).read_bytes)
+        assert content[2 * MIB : 2 * MIB + 65536] == b"x" * 65536
+        reading = orchestrator.hold("point.open", fits=_at("src"))
+        defining.open()
+        await orchestrator.reached(reading)
+        place = before.content["vda"][2 * MIB : 2 * MIB + 65536]
+        source.guest_write("app01", "vda", 2 * MIB, place)
+        source.damage_tracking("app01")
+        reading.open()
+        compared = await started.until(lambda now: now.rounds_done == 3)
+        assert compared.rounds[-1].kind == "full-compare"
+        await started.say(verbs.CUTOVER)
+        orchestrator.assert_moved(await started.report(), before)
 
     run(story())
 

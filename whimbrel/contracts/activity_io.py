@@ -299,6 +299,8 @@ class ReadBackInput(Frozen):
     target_ref: str | None = None
     points: bool = True
     """Whether the mode makes points: looking for them on a stopped VM takes a hypervisor process."""
+    vm: VmSpec | None = None
+    """The source VM whose disks may have had shadows; None: the migration makes none."""
 
 
 class ReadBackResult(Frozen):

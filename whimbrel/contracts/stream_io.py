@@ -63,7 +63,7 @@ class HydrateInput(Frozen):
     background: bool = True
     """False: only what the guest asks for is fetched (the migration is paused)."""
     bandwidth_bytes_per_s: float | None = None
-    source_patience_s: float = 20.0
+    source_patience_s: float = 5.0
     """After so long without the source the attempt ends, so that the source is opened anew."""
 
 

@@ -5,6 +5,7 @@ Works only on whimbrel.ports.block; knows nothing of clouds, guests or Temporal.
 
 from whimbrel.dataplane.copier import CopyResult, CopySettings, CopyStopped, copy
 from whimbrel.dataplane.devices import open_device, register_opener
+from whimbrel.dataplane.disowning import disown
 from whimbrel.dataplane.filedevice import FileDevice
 from whimbrel.dataplane.governor import Governor, Priority
 from whimbrel.dataplane.hashscan import changed_by_hash, sample_unchanged
@@ -35,6 +36,7 @@ __all__ = [
     "compare",
     "copy",
     "discard_manifest",
+    "disown",
     "open_device",
     "register_opener",
     "sample_unchanged",

@@ -19,6 +19,10 @@ class ServingPort(Protocol):
         """Path under which a process on the VM's host opens the volume (raw). Raises Unsupported, NotFound."""
         ...
 
+    def client(self) -> tuple[int, int] | None:
+        """User and group that open an export's unix socket for a VM of this host; None where that is not known."""
+        ...
+
     def switch_disks(self, ref: str, disks: Sequence[TargetDisk], *, migration: str) -> None:
         """Put a VM from the exports that serve its disks onto its volumes, by ``disk.volume``.
 

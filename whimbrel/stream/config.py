@@ -18,6 +18,8 @@ class ListenAt(Frozen):
 
     unix_path: str | None = None
     unix_mode: int = 0o600
+    unix_client: tuple[int, int] | None = None
+    """User and group of the only program that is to connect; ``unix_mode`` holds where they cannot be given access."""
     host: str | None = None
     port: int = Field(default=0, ge=0, le=65535)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from whimbrel.errors import Conflict, Unavailable
+from whimbrel.stream.admission import admit
 from whimbrel.stream.connection import Accessed, Connection
 from whimbrel.stream.handshake import Handshake
 from whimbrel.stream.protect.change import Protection
@@ -25,8 +26,8 @@ BACKLOG: Final = 64
 log = logging.getLogger(__name__)
 
 
-def listen_unix(path: Path, mode: int = 0o600) -> socket.socket:
-    """A listening unix socket; ``mode`` says who may connect. A socket that a dead server left is replaced.
+def listen_unix(path: Path, mode: int = 0o600, client: tuple[int, int] | None = None) -> socket.socket:
+    """A listening unix socket; see ``admit`` for who may connect. A socket that a dead server left is replaced.
 
     Raises Conflict if something lives there, Unavailable for what the system refuses.
     """
@@ -34,7 +35,7 @@ def listen_unix(path: Path, mode: int = 0o600) -> socket.socket:
     try:
         _clear(path)
         sock.bind(str(path))
-        path.chmod(mode)
+        admit(path, mode, client)
         sock.listen(BACKLOG)
     except OSError as failed:
         sock.close()

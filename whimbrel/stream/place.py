@@ -7,6 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 
 from whimbrel.errors import InvalidPlan
 from whimbrel.stream.chunkmap import sync_directory
@@ -94,6 +95,14 @@ class Place:
                 self.directory.rmdir()
         for socket in (self.nbd, self.control):
             socket.unlink(missing_ok=True)
+
+
+def governor_file(state_dir: Path) -> Path:
+    """What this host's copies and servers share its limit by.
+
+    Hosts that share a ``state_dir`` have one each, for their clocks differ.
+    """
+    return state_dir / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', gethostname())}.governor"
 
 
 def traces_of(state_dir: Path, vm: str, disk: str) -> Path:

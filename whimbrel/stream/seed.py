@@ -12,6 +12,11 @@ from whimbrel.stream.config import StreamConfig
 from whimbrel.stream.server import target_identity
 
 
+def seeded(config: StreamConfig) -> bool:
+    """Whether the map of ``config`` is there."""
+    return Path(f"{config.map_stem}.durable").exists()
+
+
 def seed_map(config: StreamConfig, missing: Iterable[Extent]) -> bool:
     """Make the map of ``config`` with all chunks local that ``missing`` does not touch; False if there is one.
 
@@ -20,7 +25,7 @@ def seed_map(config: StreamConfig, missing: Iterable[Extent]) -> bool:
     """
     stem, path = Path(config.map_stem), Path(config.target_path)
     durable, live = Path(f"{stem}.durable"), Path(f"{stem}.live")
-    if durable.exists():
+    if seeded(config):
         return False
     seed = stem.with_name(f"{stem.name}.seed")
     # No server has run without a durable map, so a live one here was left by a seeding that was killed.

@@ -167,7 +167,7 @@ class StreamServer:
     def _listen(self) -> None:
         for place in self.config.listen:
             if place.unix_path is not None:
-                sock = listen_unix(Path(place.unix_path), place.unix_mode)
+                sock = listen_unix(Path(place.unix_path), place.unix_mode, place.unix_client)
             else:
                 sock = listen_tcp(str(place.host), place.port)
                 self._ports.append(int(sock.getsockname()[1]))

@@ -107,6 +107,10 @@ class ServingContract(ContractSuite):
         assert Path(path).stat().st_size == SIZE
         assert harness.fresh_cloud().serving.local_path(volume) == path
 
+    def test_the_client_is_a_user_of_this_host(self, harness: Harness) -> None:
+        client = harness.cloud.serving.client()
+        assert client is None or all(0 <= number < 1 << 32 for number in client)
+
     def test_a_volume_that_is_not_there_has_none(self, harness: Harness, migration: str) -> None:
         volume = self.volume(harness, migration)
         harness.cloud.volumes.ensure_absent(volume.name, volume.pool, migration=migration)

@@ -22,6 +22,23 @@ COPYING = """<domain><devices><disk type='file'><source file='/pool/in'/><backin
 <source file='/pool/out'/></mirror><target dev='vda'/></disk></devices></domain>"""
 
 
+def capabilities(*models: str) -> str:
+    """A host's answer with these security models."""
+    return f"<capabilities><host><cpu/>{''.join(models)}</host></capabilities>"
+
+
+SELINUX = (
+    "<secmodel><model>selinux</model><doi>0</doi><baselabel type='kvm'>system_u:system_r:s0</baselabel></secmodel>"
+)
+DAC = "<secmodel><model>dac</model><doi>0</doi><baselabel type='kvm'>+64055:+108</baselabel></secmodel>"
+
+
+def test_who_runs_qemu_is_read_from_the_host() -> None:
+    assert served_xml.qemu_user(capabilities(SELINUX, DAC)) == (64055, 108)
+    assert served_xml.qemu_user(capabilities(SELINUX)) is None
+    assert served_xml.qemu_user(capabilities(DAC.replace("+64055:+108", "libvirt-qemu:kvm"))) is None
+
+
 def disk(served: NbdEndpoint, form: DiskFormat = "raw", location: str = "/pool/v", **spec: bool) -> TargetDisk:
     return TargetDisk(
         spec=DiskSpec(key="vda", size_bytes=1, format="raw", **spec),
