@@ -12,14 +12,15 @@ from pathlib import Path
 from temporalio import activity
 
 from activities.drill import last_passed, trace_count
-from activities.probe import probe_path
+from activities.probe import probe_path, probe_ports
 from activities.sharing import handover_facts
 from whimbrel.contracts.activity_io import PrecheckAnswer, PrecheckRequest
 from whimbrel.errors import Conflict, NotFound
-from whimbrel.model.facts import HandoverFacts, PathFacts, SourceFacts, TargetFacts
+from whimbrel.model.facts import FitFacts, HandoverFacts, PathFacts, SourceFacts, TargetFacts
 from whimbrel.model.finding import PrecheckFacts, PrecheckResult
-from whimbrel.model.plan import CommandCheck
-from whimbrel.ports.cloud import CloudRegistry
+from whimbrel.model.plan import CommandCheck, VmPlan
+from whimbrel.model.vm import VmSpec
+from whimbrel.ports.cloud import Cloud, CloudRegistry
 from whimbrel.precheck.registry import run_rules
 
 PROBE_ATTEMPTS = 4
@@ -103,6 +104,11 @@ class PrecheckActivities:
         if path.dirty_bytes_per_s is None and wanted.dirty_hint is not None:
             found["dirty_bytes_per_s"] = wanted.dirty_hint
         path = path.model_copy(update=found)
+        fit, companions = FitFacts(), None
+        if both and source_facts.vm is not None:
+            patient = activity.info().attempt < PROBE_ATTEMPTS
+            fit = fit_facts(plan, target, source_facts.vm, wanted, patient=patient)
+            companions = companions_of(plan, source)
         judged = PrecheckFacts(
             plan=plan,
             source=source_facts,
@@ -111,5 +117,31 @@ class PrecheckActivities:
             handover=handover,
             stage=wanted.stage,
             drill=wanted.drill,
+            fit=fit,
+            companions=companions,
         )
         return PrecheckAnswer(result=PrecheckResult(findings=run_rules(judged), path=path))
+
+
+def fit_facts(plan: VmPlan, target: Cloud, vm: VmSpec, wanted: PrecheckRequest, *, patient: bool) -> FitFacts:
+    """What the target says about the VM as it is to be; with ``probe`` its cards' ports are made and removed."""
+    nics = [(nic, plan.network_for(nic.network)) for nic in vm.nics]
+    mapped = vm.model_copy(
+        update={
+            "nics": tuple(nic.model_copy(update={"network": network}) for nic, network in nics if network is not None),
+            "disks": tuple(disk.model_copy(update={"pool": plan.pool_for(disk.pool)}) for disk in vm.disks),
+        }
+    )
+    fit = target.fit(mapped)
+    if not fit.asked or not wanted.probe or wanted.stage == "cutover":
+        return fit
+    refused = probe_ports(target, mapped, wanted.migration, patient=patient)
+    return fit.model_copy(update={"ports_tried": True, "ports_refused": refused})
+
+
+def companions_of(plan: VmPlan, source: Cloud) -> tuple[VmSpec, ...] | None:
+    """The plan's other VMs as the source has them now; None when the plan names none."""
+    if not plan.companions:
+        return None
+    wanted = {one.vm for one in plan.companions}
+    return tuple(vm for vm in source.compute.inventory() if wanted & {vm.name, vm.ref})

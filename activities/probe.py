@@ -147,6 +147,29 @@ def probe_target(cloud: Cloud, pool: str, migration: str, *, look: bool = False)
         cloud.volumes.ensure_absent(spec.name, pool, migration=migration)
 
 
+def probe_ports(cloud: Cloud, vm: VmSpec, migration: str, *, patient: bool) -> dict[str, str]:
+    """NIC key -> why the target refuses its port; each port is made as the migration will make it, and removed.
+
+    Whether MAC and address may be chosen, are free and fit the network is the target's to say: a project does not see
+    other projects' ports. With ``patient`` what may pass by itself is raised.
+    """
+    refused: dict[str, str] = {}
+    made: list[str] = []
+    try:
+        for nic in vm.nics:
+            address = nic.addresses[0] if nic.addresses else None
+            try:
+                made.append(cloud.networks.ensure_port(nic.network, nic.mac, address, migration=migration))
+            except WhimbrelError as error:
+                if patient and error.retryable:
+                    raise
+                refused[nic.key] = error.message
+    finally:
+        for port in made:
+            cloud.networks.ensure_port_absent(port, migration=migration)
+    return refused
+
+
 def _shows(path: str, pattern: bytes) -> bool:
     """Whether this mover reads and may write what lies under ``path``."""
     try:

@@ -69,6 +69,16 @@ class RbdImages:
                 raise Conflict(f"{pool}/{image} is open by {', '.join(others)}")
             opened.resize(size_bytes)
 
+    def reach(self, pool: str) -> None:
+        """Try the key: open the pool, write a small object that is no part of any image, and remove it.
+
+        Raises PermissionDenied (the key may only read), QuotaExceeded (the pool is full).
+        """
+        with pool_of(self.conf, self.user, pool) as (ioctx, client), translated(f"writing to Ceph pool {pool}"):
+            name = f"whimbrel.reach.{client}"
+            ioctx.write_full(name, b"whimbrel was here")
+            ioctx.remove_object(name)
+
     def snapshots(self, pool: str, image: str) -> dict[str, int]:
         """Names of the image's snapshots, with the size that it had then, oldest first."""
         with self._open(pool, image, read_only=True) as (opened, _), translated(f"listing snapshots of {pool}/{image}"):

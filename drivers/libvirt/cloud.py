@@ -18,8 +18,8 @@ from drivers.libvirt.shadows import LibvirtShadows
 from drivers.libvirt.stream_reader import StreamDevice
 from drivers.libvirt.volumes import LibvirtVolumes
 from whimbrel.model.endpoint import LibvirtVolumeEndpoint
-from whimbrel.model.facts import SourceFacts, TargetFacts
-from whimbrel.model.vm import Capabilities
+from whimbrel.model.facts import FitFacts, SourceFacts, TargetFacts
+from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.handover import HandoverPort
 
 DEFAULT_RUNTIME_DIR = "/run/whimbrel"
@@ -91,6 +91,10 @@ class LibvirtCloud:
     def target_facts(self) -> TargetFacts:
         """All that the prechecks ask about this host as a target."""
         return target_facts(self.name, self._connection, self._reach, self.volumes, self.networks)
+
+    def fit(self, vm: VmSpec) -> FitFacts:
+        """Nothing to ask: there is one host, and its facts are those of the target."""
+        return FitFacts()
 
     def open_volume(self, endpoint: LibvirtVolumeEndpoint) -> StreamDevice:
         """The volume behind an endpoint of a point that is read through streams. Raises NotFound, Conflict."""

@@ -13,8 +13,8 @@ from drivers.memory.serving import MemoryServing
 from drivers.memory.shadows import MemoryShadows
 from drivers.memory.state import cloud_state
 from drivers.memory.volumes import MemoryVolumes
-from whimbrel.model.facts import SourceFacts, TargetFacts
-from whimbrel.model.vm import Capabilities
+from whimbrel.model.facts import FitFacts, SourceFacts, TargetFacts
+from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.compute import ComputePort
 from whimbrel.ports.guest import GuestPort
 from whimbrel.ports.handover import HandoverPort
@@ -62,6 +62,10 @@ class MemoryCloud:
     def target_facts(self) -> TargetFacts:
         """Facts of this cloud as a target."""
         return target_facts(self._state)
+
+    def fit(self, vm: VmSpec) -> FitFacts:
+        """Nothing to ask: VMs are not placed."""
+        return FitFacts()
 
     def close(self) -> None:
         """Nothing to give up: sessions and points outlive the object, as they would outlive a worker."""

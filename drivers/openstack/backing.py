@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from whimbrel.errors import Unsupported
+from whimbrel.errors import Unsupported, WhimbrelError
 from whimbrel.model.endpoint import Endpoint
 
 
@@ -56,6 +56,10 @@ class Images(Protocol):
         """Close it and shut out late writers; another's is left alone."""
         ...
 
+    def reach(self, pool: str) -> None:
+        """Open the pool, write and remove a small object there."""
+        ...
+
     def points(self, pool: str, image: str) -> tuple[str, ...]:
         """Keys of the points in time that are open on it."""
         ...
@@ -90,6 +94,16 @@ class Backing:
     def direct(self) -> bool:
         """Whether the worker has a way to the storage at all."""
         return self._images is not None and bool(self._pools)
+
+    def unreached(self) -> list[str]:
+        """Pools that cannot be opened and written from here, each with the reason."""
+        found = []
+        for pool in sorted(set(self._pools.values())) if self._images is not None else ():
+            try:
+                self.images.reach(pool)
+            except WhimbrelError as error:
+                found.append(f"{pool}: {error.message}")
+        return found
 
     def reaches(self, volume: Any) -> bool:
         """Whether the volume's image can be opened from here."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from drivers.openstack import fit
 from drivers.openstack.absent import NoServing, NoShadows
 from drivers.openstack.backing import Backing, Images
 from drivers.openstack.compute import OpenStackCompute
@@ -14,8 +15,8 @@ from drivers.openstack.guest import OpenStackGuest
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.points import OpenStackPoints
 from drivers.openstack.volumes import OpenStackVolumes
-from whimbrel.model.facts import SourceFacts, TargetFacts
-from whimbrel.model.vm import Capabilities
+from whimbrel.model.facts import FitFacts, SourceFacts, TargetFacts
+from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.handover import HandoverPort
 
 
@@ -59,6 +60,10 @@ class OpenStackCloud:
     def target_facts(self) -> TargetFacts:
         """All that the prechecks ask about this project as a target."""
         return target_facts(self.name, self._connection, self._backing, self._networks)
+
+    def fit(self, vm: VmSpec) -> FitFacts:
+        """What placement and Neutron say about a VM that is to come here."""
+        return fit.read(self._connection, vm)
 
     def close(self) -> None:
         """Give the connection up."""

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from drivers.openstack import inventory, marks, vms
+from drivers.openstack import access, flavors, inventory, marks, quotas, vms
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection
 from drivers.openstack.inventory import Inventory
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.pools import read as read_pools
 from drivers.openstack.snapshots import Snapshots
-from whimbrel.errors import Unavailable
+from whimbrel.errors import AuthFailed, InvalidPlan, NotFound, PermissionDenied, Unavailable, Unsupported
 from whimbrel.model.facts import DiskFacts, SourceFacts, TargetFacts
 from whimbrel.model.vm import Capabilities
 
+REFUSALS = (AuthFailed, PermissionDenied, InvalidPlan, Unsupported)
+"""The cloud answers, and lets these credentials in nowhere, or has not the region or service that the entry names."""
 QUIET = {"available", "in-use", "reserved"}
 BUSES = ("virtio", "scsi", "sata", "ide", "usb")
 
@@ -39,11 +41,18 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) 
     """All about one VM. A cloud that cannot be reached gives ``reachable=False``. Raises NotFound, Conflict."""
     try:
         able = capabilities(connection, backing)
+        reach, clock = access.read(connection, backing)
         seen = inventory.read(connection, flavors=True)
+        limits = quotas.read(connection, seen.volumes.values())
     except Unavailable as error:
         return SourceFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
+    except REFUSALS as error:
+        return SourceFacts(cloud=cloud, reachable=False, unreachable_why=error.message, access=access.refusal(error))
     ref, server, plan = seen.find(vm)
-    spec = vms.spec(seen, ref, backing)
+    # a storage that is closed to the mover is a finding, so the rest must be told without it
+    spec = vms.spec(seen, ref, backing, sizes={} if reach.storage_unreached else None)
+    ports = seen.ports_of(server, plan)
+    groups, floating = _filters(connection, ports)
     volumes = [volume for _, volume in seen.disks_of(server, plan)]
     extra = dict((server.flavor.extra_specs or {}) if server is not None else {})
     return SourceFacts(
@@ -60,10 +69,21 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) 
         snapshots=tuple(sorted(str(found.name or found.id) for found in Snapshots(connection).foreign(volumes))),
         running_job=_job(server, volumes),
         hypervisor_version=able.version,
+        clock=clock,
         capabilities=able,
+        limits=limits,
+        size_name=str(server.flavor.original_name or "") if server is not None else "",
+        access=reach,
+        can_act=access.may_act(reach),
+        address_pairs=tuple(
+            f"{key}: {pair['ip_address']}" for key, port in ports for pair in port.allowed_address_pairs or ()
+        ),
+        floating_addresses=floating,
+        network_filters=groups,
+        bandwidth_limits=tuple(f"{key}: QoS policy {port.qos_policy_id}" for key, port in ports if port.qos_policy_id),
         network_mtus={
             network.name: network.mtu
-            for _, port in seen.ports_of(server, plan)
+            for _, port in ports
             if (network := seen.networks.get(port.network_id)) is not None and network.mtu
         },
         rebuild_blockers=_blockers(server, backing, volumes),
@@ -74,9 +94,8 @@ def target_facts(cloud: str, connection: Connection, backing: Backing, networks:
     """All about the project as a target. A cloud that cannot be reached gives ``reachable=False``."""
     try:
         able = capabilities(connection, backing)
+        reach, clock = access.read(connection, backing)
         seen = inventory.read(connection, flavors=True)
-        with connection.using("asking for limits") as conn:
-            limits = conn.compute.get_limits().absolute
         macs = {port.mac_address.lower(): _owner_name(seen, port) for port in seen.ports}
         return TargetFacts(
             cloud=cloud,
@@ -85,18 +104,22 @@ def target_facts(cloud: str, connection: Connection, backing: Backing, networks:
             pools=tuple(read_pools(connection)),
             networks=tuple(networks.networks()),
             vcpus_max=max((flavor.vcpus for flavor in seen.flavors.values()), default=0),
-            memory_free_bytes=_memory(limits.total_ram, limits.total_ram_used),
-            memory_total_bytes=_memory(limits.total_ram, 0),
             archs=("x86_64",),
             firmwares=("bios", "uefi", "uefi-secure"),
             disk_buses=BUSES,
             hypervisor_version=able.version,
+            clock=clock,
             capabilities=able,
             leftovers=tuple(_leftovers(seen)),
-            can_create=able.roles == frozenset({"source", "target"}),
+            can_create=able.roles == frozenset({"source", "target"}) and access.may_act(reach),
+            limits=quotas.read(connection, seen.volumes.values()),
+            sizes=tuple(map(flavors.size_of, seen.flavors.values())),
+            access=reach,
         )
     except Unavailable as error:
         return TargetFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
+    except REFUSALS as error:
+        return TargetFacts(cloud=cloud, reachable=False, unreachable_why=error.message, access=access.refusal(error))
 
 
 def _job(server: Any | None, volumes: list[Any]) -> str | None:
@@ -118,9 +141,21 @@ def _blockers(server: Any | None, backing: Backing, volumes: list[Any]) -> tuple
     return tuple(found)
 
 
-def _memory(total_mib: int | None, used_mib: int | None) -> int | None:
-    """What the quota leaves; None for a project without one."""
-    return None if total_mib is None or total_mib < 0 else max(total_mib - (used_mib or 0), 0) << 20
+def _filters(connection: Connection, ports: list[tuple[str, Any]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Security groups by card, and floating addresses that lead to one of these ports."""
+    groups = []
+    with connection.using("listing security groups and floating addresses") as conn:
+        names = {group.id: group.name for group in conn.network.security_groups()} if ports else {}
+        for key, port in ports:
+            if port.is_port_security_enabled is not False and port.security_group_ids:
+                groups.append(f"{key}: {', '.join(sorted(names.get(one, one) for one in port.security_group_ids))}")
+    wanted, floating = {port.id for _, port in ports}, []
+    try:
+        with connection.using("listing floating addresses") as conn:
+            floating = [str(ip.floating_ip_address) for ip in conn.network.ips() if ip.port_id in wanted]
+    except NotFound:  # a cloud without routers
+        pass
+    return tuple(groups), tuple(sorted(floating))
 
 
 def _owner_name(seen: Inventory, port: Any) -> str:

@@ -6,24 +6,43 @@ from collections.abc import Iterable
 from typing import Any
 
 from whimbrel.errors import InvalidPlan
+from whimbrel.model.quota import VmSize, fitting
+
+SPECIAL = ("pci_passthrough:", "resources:", "hw:cpu_policy", "hw:mem_page_size", "hw:vgpu", "hw:tpm_version")
+"""Extra specs of flavors that give what is scarce: GPUs, dedicated CPUs, huge pages."""
+PLAIN_RESOURCES = ("resources:VCPU", "resources:MEMORY_MB", "resources:DISK_GB")
+
+
+def size_of(flavor: Any) -> VmSize:
+    """A flavor as a size."""
+    extra = flavor.extra_specs or {}
+    special = sorted(
+        f"{key}={value}"
+        for key, value in extra.items()
+        if key.startswith(SPECIAL) and key not in PLAIN_RESOURCES and value not in {"shared", "small", "any"}
+    )
+    return VmSize(
+        id=flavor.id,
+        name=flavor.name,
+        vcpus=flavor.vcpus or 0,
+        memory_bytes=(flavor.ram or 0) << 20,
+        disk_bytes=(flavor.disk or 0) << 30,
+        special=tuple(special),
+    )
 
 
 def fit(flavors: Iterable[Any], *, vcpus: int, memory_bytes: int, name: str = "") -> Any:
-    """The flavor. One of exactly the size wins; more is given rather than less. Raises InvalidPlan when none is enough.
+    """The flavor, by ``whimbrel.model.quota.fitting``. Raises InvalidPlan when none is enough.
 
     ``name`` is the flavor that the source had, when it was in a cloud of this kind.
     """
-    memory_mib = -(-memory_bytes // (1 << 20))
-    enough = [flavor for flavor in flavors if flavor.vcpus >= vcpus and flavor.ram >= memory_mib]
-    if not enough:
+    known = {flavor.id: flavor for flavor in flavors}
+    # memory is asked for in whole MiB
+    wanted = -(-memory_bytes // (1 << 20)) << 20
+    size = fitting(map(size_of, known.values()), vcpus=vcpus, memory_bytes=wanted, name=name)
+    if size is None:
         raise InvalidPlan(
-            f"no flavor has {vcpus} vCPUs and {memory_mib} MiB of memory",
+            f"no flavor has {vcpus} vCPUs and {wanted >> 20} MiB of memory",
             action="make a flavor of this size in the target cloud, or give the project access to one",
         )
-
-    def distance(flavor: Any) -> tuple[bool, int, int, int, bool, str]:
-        exact = flavor.vcpus == vcpus and flavor.ram == memory_mib
-        # servers boot from volumes, so a flavor's own disk is only wasted
-        return (not exact, flavor.vcpus, flavor.ram, flavor.disk or 0, flavor.name != name, flavor.name)
-
-    return min(enough, key=distance)
+    return known[size.id]

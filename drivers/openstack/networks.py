@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from drivers.openstack import marks
+from drivers.openstack import access, marks
 from drivers.openstack.connection import Connection
 from whimbrel.errors import Conflict, NotFound
 from whimbrel.model.facts import NetworkFacts
@@ -19,6 +19,7 @@ class OpenStackNetworks:
 
     def networks(self) -> Sequence[NetworkFacts]:
         """All that the project can plug into; isolated where no subnet has a gateway."""
+        admin = access.is_admin(self._connection)
         with self._connection.using("listing networks") as conn:
             subnets: dict[str, list[Any]] = {}
             for subnet in conn.network.subnets():
@@ -30,6 +31,8 @@ class OpenStackNetworks:
                     isolated=not any(subnet.gateway_ip for subnet in subnets.get(network.id, ())),
                     mtu=network.mtu,
                     cidrs=tuple(subnet.cidr for subnet in subnets.get(network.id, ())),
+                    fixed=admin or network.project_id == conn.current_project_id,
+                    filters=("security group default",) if network.is_port_security_enabled else (),
                 )
                 for network in conn.network.networks()
             ]

@@ -10,6 +10,7 @@ from tests.precheck.case import case_found as _found
 from tests.precheck.case import case_ok as _ok
 from tests.precheck.case import case_unknown as _unknown
 from tests.precheck.healthy import GIB, MIB, NOW, facts
+from tests.precheck.project_cases import PROJECT
 from tests.precheck.streaming_cases import STREAMING
 from whimbrel.model.finding import Severity
 from whimbrel.model.plan import (
@@ -361,4 +362,14 @@ HANDOVER: tuple[Case, ...] = (
     *(_unknown(rule, given) for rule, given in handover_cases.UNKNOWN),
 )
 
-CASES: tuple[Case, ...] = (*SOURCE, *DISKS, *NETWORKS, *CAPACITY, *CONNECTIVITY, *POLICY, *HANDOVER, *STREAMING)
+CASES: tuple[Case, ...] = (
+    *SOURCE,
+    *DISKS,
+    *NETWORKS,
+    *CAPACITY,
+    *CONNECTIVITY,
+    *POLICY,
+    *HANDOVER,
+    *STREAMING,
+    *PROJECT,
+)

@@ -13,11 +13,35 @@ from hypothesis import strategies as st
 
 from tests.precheck.handover_cases import shared
 from tests.precheck.healthy import facts, healthy
-from whimbrel.model.facts import DiskFacts, HandoverFacts, NetworkFacts, PathFacts, PoolFacts, SourceFacts, TargetFacts
+from whimbrel.model.facts import (
+    AccessFacts,
+    DiskFacts,
+    FitFacts,
+    HandoverFacts,
+    NetworkFacts,
+    PathFacts,
+    PoolFacts,
+    SourceFacts,
+    TargetFacts,
+)
 from whimbrel.model.finding import PrecheckFacts, Severity
-from whimbrel.model.plan import VmPlan, Window
+from whimbrel.model.plan import Companion, VmPlan, Window
+from whimbrel.model.quota import Limits, Quota, VmSize
 from whimbrel.model.vm import Capabilities, DiskSpec, NicSpec, Power, VmSpec
-from whimbrel.precheck import capacity, connectivity, disks, handover, networks, policy, registry, source
+from whimbrel.precheck import (
+    access,
+    capacity,
+    connectivity,
+    disks,
+    fit,
+    handover,
+    networks,
+    policy,
+    quotas,
+    registry,
+    source,
+    streaming,
+)
 from whimbrel.precheck.registry import RULES, run_rules
 from whimbrel.precheck.rule import Answer, Rule
 
@@ -40,7 +64,23 @@ def test_every_rule_is_explained() -> None:
         assert rule.stages
 
 
-@pytest.mark.parametrize("module", [capacity, connectivity, disks, handover, networks, policy, registry, source])
+MODULES = [
+    access,
+    capacity,
+    connectivity,
+    disks,
+    fit,
+    handover,
+    networks,
+    policy,
+    quotas,
+    registry,
+    source,
+    streaming,
+]
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_no_rule_is_forgotten(module: Any) -> None:
     """Each rule that a module defines is in the list."""
     defined = {value.id for value in vars(module).values() if isinstance(value, Rule)}
@@ -192,8 +232,32 @@ _VM = _any(
 _DISK_FACTS = _any(
     DiskFacts, key=_NAME, chain_shared_with=_NAMES, image_shared_with=_NAMES, stale_tracking=_NAMES, sector_bytes=_BYTES
 )
+_RESOURCE = st.sampled_from(["VMs", "vCPUs", "memory", "volumes", "volume space", "snapshots", "ports"])
+_LIMITS = _any(
+    Limits,
+    quotas=st.lists(_any(Quota, resource=_RESOURCE, limit=_BYTES, used=_BYTES, pool=st.none() | _NAME), max_size=3).map(
+        tuple
+    ),
+    volume_unit_bytes=st.sampled_from([1, 1 << 30]),
+    volume_max_bytes=st.none() | _BYTES,
+    volumes_made=_NAMES,
+)
+_ACCESS = _any(AccessFacts, why_refused=_TEXT, roles=_NAMES, ends_at=_CLOCK, too_old=_NAMES, storage_unreached=_NAMES)
+_SIZE = _any(VmSize, id=_NAME, name=_NAME, vcpus=_BYTES, memory_bytes=_BYTES, special=_NAMES)
+_FIT = _any(
+    FitFacts,
+    hosts=st.none() | st.dictionaries(_NAME, _BYTES, max_size=2),
+    hosts_free=st.none() | st.tuples(_BYTES, _BYTES),
+    unfit_traits=_NAMES,
+    taken=_MAP,
+    ports_refused=_MAP,
+)
 _SOURCE = _any(
     SourceFacts,
+    limits=_LIMITS,
+    access=_ACCESS,
+    address_pairs=_NAMES,
+    floating_addresses=_NAMES,
     cloud=_NAME,
     vm=st.none() | _VM,
     same_name=_NAMES,
@@ -209,10 +273,27 @@ _SOURCE = _any(
     capabilities=st.none() | _CAN,
     network_mtus=st.dictionaries(_NAME, _BYTES, max_size=2),
 )
-_POOL = _any(PoolFacts, name=_NAME, free_bytes=_BYTES, capacity_bytes=_BYTES, sector_bytes=st.none() | _BYTES)
-_NETWORK = _any(NetworkFacts, name=_NAME, mtu=st.none() | _BYTES, cidrs=_NAMES)
+_POOL = _any(
+    PoolFacts,
+    name=_NAME,
+    free_bytes=st.none() | _BYTES,
+    capacity_bytes=st.none() | _BYTES,
+    provisionable_bytes=st.none() | _BYTES,
+    sector_bytes=st.none() | _BYTES,
+)
+_NETWORK = _any(
+    NetworkFacts,
+    name=_NAME,
+    mtu=st.none() | _BYTES,
+    cidrs=_NAMES,
+    fixed=st.none() | st.booleans(),
+    filters=_NAMES,
+)
 _TARGET = _any(
     TargetFacts,
+    limits=_LIMITS,
+    access=_ACCESS,
+    sizes=st.lists(_SIZE, max_size=2).map(tuple),
     cloud=_NAME,
     vm_names=_MAP,
     macs=_MAP,
@@ -256,6 +337,7 @@ _PLAN = st.builds(
     keep_writes=st.booleans(),
     bandwidth_bytes_per_s=st.none() | st.floats(min_value=1e-300, max_value=1e300),
     ignore=_NAMES | st.just(tuple(rule.id for rule in RULES)),
+    companions=st.lists(st.builds(Companion, vm=_NAME, storage=st.none() | _MAP), max_size=2).map(tuple),
     window=st.builds(Window, closes_at=st.none() | st.datetimes(timezones=st.just(UTC))),
 )
 
@@ -278,6 +360,8 @@ _PLAN = st.builds(
             openers=_NAMES,
             users=_NAMES,
         ),
+        fit=_FIT,
+        companions=st.none() | st.lists(_VM, max_size=2).map(tuple),
         stage=st.sampled_from(["plan", "start", "cutover"]),
     )
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from whimbrel.config.document import Document, parse, read_text
 from whimbrel.config.plan_file import PlanFile, Settings, VmEntry
 from whimbrel.config.problem import InvalidFile, Loc, Problem, did_you_mean
 from whimbrel.config.schema import in_order, validate, value_at
-from whimbrel.model.plan import VmPlan
+from whimbrel.model.plan import Companion, VmPlan
 
 MAPPINGS = ("networks", "storage")
 SETTINGS = tuple(Settings.model_fields)
@@ -39,7 +39,22 @@ class LoadedPlan:
             raise InvalidFile(
                 [Problem(self.file, None, (), f"has no VM {name!r}; {did_you_mean(name, known)}") for name in unknown]
             )
-        return tuple(plan for plan in self.vms if not names or plan.vm in names)
+        return together([plan for plan in self.vms if not names or plan.vm in names])
+
+
+def together(plans: Sequence[VmPlan]) -> tuple[VmPlan, ...]:
+    """Plans that are started at once, each with the others as companions: quotas are asked for all of them."""
+    every = [Companion(vm=plan.vm, target_name=plan.target_name, storage=plan.storage) for plan in plans]
+
+    def beside(plan: VmPlan) -> tuple[Companion, ...]:
+        # a map that is the same is not repeated: each plan names all the others
+        return tuple(
+            one.model_copy(update={"storage": None}) if one.storage == plan.storage else one
+            for one in every
+            if one.vm != plan.vm
+        )
+
+    return tuple(plan.model_copy(update={"companions": beside(plan)}) for plan in plans)
 
 
 def load_plan(path: Path, config: WhimbrelConfig | None = None) -> LoadedPlan:

@@ -7,7 +7,23 @@ from datetime import datetime
 from pydantic import Field
 
 from whimbrel.model.endpoint import Frozen
+from whimbrel.model.quota import Limits, VmSize
 from whimbrel.model.vm import Capabilities, Firmware, VmSpec
+
+
+class AccessFacts(Frozen):
+    """How far the credentials and the mover reach."""
+
+    why_refused: str = ""
+    """The cloud answers and does not let these credentials in, or has not what the settings name."""
+    roles: tuple[str, ...] = ()
+    """What the credentials are, as the cloud calls it."""
+    ends_at: datetime | None = None
+    """When the credentials end and cannot renew themselves; None: they do not."""
+    too_old: tuple[str, ...] = ()
+    """Services whose API is older than what is needed, with both versions."""
+    storage_unreached: tuple[str, ...] = ()
+    """Pools behind the volumes that the mover cannot open, and why."""
 
 
 class DiskFacts(Frozen):
@@ -71,15 +87,27 @@ class SourceFacts(Frozen):
     """What of the VM no target of this kind can have, in words."""
     can_act: bool = True
     """Credentials allow points in time and power (a read-only connection does not)."""
+    limits: Limits = Limits()
+    """What points in time count against."""
+    size_name: str = ""
+    """Name of the VM's size (flavor), where the cloud has sizes."""
+    address_pairs: tuple[str, ...] = ()
+    """Addresses that cards may use besides their own: of clusters, routers, virtual IPs."""
+    floating_addresses: tuple[str, ...] = ()
+    """Addresses outside that the cloud leads to the VM."""
+    access: AccessFacts = AccessFacts()
 
 
 class PoolFacts(Frozen):
     """A storage pool or volume type, measured now."""
 
     name: str
-    free_bytes: int
-    capacity_bytes: int
+    free_bytes: int | None
+    """None: these credentials may not ask."""
+    capacity_bytes: int | None
     active: bool = True
+    provisionable_bytes: int | None = None
+    """Sum of sizes that new volumes may have, thin ones too, before the cloud places none any more; None: not known."""
     sector_bytes: int | None = None
     """Logical sector size that guests would see, where the cloud knows it."""
 
@@ -92,6 +120,10 @@ class NetworkFacts(Frozen):
     isolated: bool = False
     mtu: int | None = None
     cidrs: tuple[str, ...] = ()
+    fixed: bool | None = None
+    """Whether these credentials may choose MAC and address of a card there; None: not known."""
+    filters: tuple[str, ...] = ()
+    """Packet filters that new cards get unasked (the default security group)."""
 
 
 class TargetFacts(Frozen):
@@ -123,6 +155,29 @@ class TargetFacts(Frozen):
     """Objects of earlier migrations that were not handed over."""
     can_create: bool = True
     """Credentials allow making VMs and volumes (a read-only connection does not)."""
+    limits: Limits = Limits()
+    sizes: tuple[VmSize, ...] = ()
+    """Sizes that VMs come in; empty where any size is built."""
+    access: AccessFacts = AccessFacts()
+
+
+class FitFacts(Frozen):
+    """What the target says about this very VM, asked before anything of it is there."""
+
+    asked: bool = False
+    """The cloud places VMs on hosts of its choice, and was asked about them."""
+    hosts: dict[str, int] | None = None
+    """Zone -> hosts that could take the VM now; None: these credentials may not ask."""
+    hosts_free: tuple[int, int] | None = None
+    """vCPUs, and bytes of memory, that those hosts have free together."""
+    unfit_traits: tuple[str, ...] = ()
+    """Properties of the VM that no host with room has, in words."""
+    taken: dict[str, str] = Field(default_factory=dict)
+    """NIC key -> who has its MAC or address on the target network, as far as it can be seen."""
+    ports_tried: bool = False
+    """Each card's port was made at the target, and removed again."""
+    ports_refused: dict[str, str] = Field(default_factory=dict)
+    """NIC key -> what was said to that."""
 
 
 class HandoverFacts(Frozen):

@@ -6,8 +6,9 @@ from enum import StrEnum
 from typing import Literal
 
 from whimbrel.model.endpoint import Frozen
-from whimbrel.model.facts import HandoverFacts, PathFacts, SourceFacts, TargetFacts
+from whimbrel.model.facts import FitFacts, HandoverFacts, PathFacts, SourceFacts, TargetFacts
 from whimbrel.model.plan import VmPlan
+from whimbrel.model.vm import VmSpec
 
 
 class Severity(StrEnum):
@@ -53,6 +54,9 @@ class PrecheckFacts(Frozen):
     stage: Literal["plan", "start", "cutover"] = "start"
     drill: bool = False
     """A rehearsal: the source goes on running."""
+    fit: FitFacts = FitFacts()
+    companions: tuple[VmSpec, ...] | None = None
+    """The VMs that the plan moves together with this one; None: not looked at."""
 
 
 class PrecheckResult(Frozen):

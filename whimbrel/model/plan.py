@@ -168,6 +168,15 @@ class DrillPolicy(Frozen):
         return self.networks.get(source_network, self.networks.get("*"))
 
 
+class Companion(Frozen):
+    """Another VM that moves together with this one: what of its plan counts against the same quotas."""
+
+    vm: str
+    target_name: str | None = None
+    storage: dict[str, str] | None = None
+    """None: the same as this VM's."""
+
+
 class VmPlan(Frozen):
     """One VM's migration, complete."""
 
@@ -204,6 +213,8 @@ class VmPlan(Frozen):
     parallel_disks: Annotated[int, Field(ge=1, le=16)] = 2
     ignore: tuple[str, ...] = ()
     """Ids of precheck rules whose blocking findings the operator accepts."""
+    companions: tuple[Companion, ...] = ()
+    """The VMs that are started with this one: room is asked for all of them."""
 
     @model_validator(mode="after")
     def _fits_its_mode(self) -> VmPlan:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from whimbrel.model.facts import SourceFacts, TargetFacts
-from whimbrel.model.vm import Capabilities
+from whimbrel.model.facts import FitFacts, SourceFacts, TargetFacts
+from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.compute import ComputePort
 from whimbrel.ports.guest import GuestPort
 from whimbrel.ports.handover import HandoverPort
@@ -74,6 +74,13 @@ class Cloud(Protocol):
 
     def target_facts(self) -> TargetFacts:
         """All that the prechecks ask about this cloud as a target, gathered at once."""
+        ...
+
+    def fit(self, vm: VmSpec) -> FitFacts:
+        """What this cloud, as a target, says about a VM with cards on its networks and disks in its pools.
+
+        Nothing is made. A cloud that does not place VMs answers ``FitFacts()``. Raises Unavailable.
+        """
         ...
 
     def close(self) -> None:

@@ -107,9 +107,15 @@ def _needs(facts: PrecheckFacts, *, whole: bool) -> dict[str, tuple[int, int]]:
     """Target pool -> (bytes needed, bytes free): the disks' whole sizes or what they hold now."""
     need: dict[str, int] = defaultdict(int)
     free: dict[str, int] = {}
+    hidden = set()
     for disk, pool in mapped_pools(facts):
+        if pool.free_bytes is None:
+            hidden.add(pool.name)
+            continue
         need[pool.name] += disk.size_bytes if whole else held_bytes(disk)
         free[pool.name] = pool.free_bytes
+    if hidden and not free:
+        raise FactMissing(f"the free space of {listed(sorted(hidden))} (an administrator may ask)")
     if not free:
         raise FactMissing("no disk is mapped to a pool that exists")
     return {name: (need[name], free[name]) for name in free}
@@ -181,6 +187,8 @@ def memory(facts: PrecheckFacts) -> Answer:
             "stop something there before the cutover: the VM may not start, or the host may swap",
             Severity.WARN,
         )
+    if total is None and free is None and facts.fit.hosts is not None:
+        return ok(f"{bytes_text(need)}: target.hosts tells which hosts have it")
     if total is None and free is None:
         raise FactMissing("the target's memory")
     return ok(f"{bytes_text(need)} needed, {bytes_text(free if free is not None else total or 0)} there")

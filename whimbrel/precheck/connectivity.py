@@ -28,6 +28,8 @@ def different(facts: PrecheckFacts) -> Answer:
 @rule("connect.source", "the source's API answers", Severity.BLOCK, catalogue=(70,), stages=ALWAYS)
 def source_api(facts: PrecheckFacts) -> Answer:
     """The source cloud answers with the configured credentials."""
+    if facts.source.access.why_refused:
+        return ok(f"{facts.plan.source} answers; connect.credentials tells what it says")
     if not facts.source.reachable:
         return found(
             f"{facts.plan.source} does not answer: {facts.source.unreachable_why or 'no reason given'}",
@@ -39,6 +41,8 @@ def source_api(facts: PrecheckFacts) -> Answer:
 @rule("connect.target", "the target's API answers", Severity.BLOCK, catalogue=(70,), stages=ALWAYS)
 def target_api(facts: PrecheckFacts) -> Answer:
     """The target cloud answers with the configured credentials."""
+    if facts.target.access.why_refused:
+        return ok(f"{facts.plan.target} answers; connect.credentials tells what it says")
     if not facts.target.reachable:
         return found(
             f"{facts.plan.target} does not answer: {facts.target.unreachable_why or 'no reason given'}",

@@ -18,6 +18,8 @@ ABOUT_COPIES = frozenset(
         "disk.encrypted",
         "storage.free-space",
         "storage.headroom",
+        "storage.plan-space",
+        "storage.provisioning",
         "path.read",
         "path.write",
         "path.bandwidth",

@@ -5,7 +5,19 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from whimbrel.model.finding import Finding, PrecheckFacts, Severity
-from whimbrel.precheck import capacity, connectivity, disks, handover, networks, policy, source, streaming
+from whimbrel.precheck import (
+    access,
+    capacity,
+    connectivity,
+    disks,
+    fit,
+    handover,
+    networks,
+    policy,
+    quotas,
+    source,
+    streaming,
+)
 from whimbrel.precheck.known import listed
 from whimbrel.precheck.rule import Answer, Rule, found, ok, rule
 
@@ -26,10 +38,13 @@ def ignore_known(facts: PrecheckFacts) -> Answer:
 
 RULES: tuple[Rule, ...] = (
     *connectivity.RULES,
+    *access.RULES,
     *source.RULES,
     *disks.RULES,
     *networks.RULES,
     *capacity.RULES,
+    *quotas.RULES,
+    *fit.RULES,
     *policy.RULES,
     *handover.RULES,
     *streaming.RULES,

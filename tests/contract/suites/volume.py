@@ -24,7 +24,8 @@ class VolumeContract(ContractSuite):
     def test_pools_tell_their_room(self, harness: Harness) -> None:
         pool = {each.name: each for each in harness.cloud.volumes.pools()}[harness.pool]
         assert pool.active
-        assert 0 < pool.free_bytes <= pool.capacity_bytes
+        if pool.free_bytes is not None and pool.capacity_bytes is not None:  # else only an administrator may ask
+            assert 0 < pool.free_bytes <= pool.capacity_bytes
 
     def test_a_fresh_volume_is_zero(self, harness: Harness, migration: str) -> None:
         volume = self.volume(harness, migration)

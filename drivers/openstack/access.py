@@ -1,0 +1,96 @@
+"""How far the credentials and the mover reach: roles, an end, versions of the APIs, pools of the storage."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from openstack import exceptions as sdk
+
+from drivers.openstack.backing import Backing
+from drivers.openstack.connection import Connection
+from whimbrel.errors import WhimbrelError
+from whimbrel.model.facts import AccessFacts
+
+ADMIN = "admin"
+NEEDED: tuple[tuple[str, str, tuple[int, int], str], ...] = (
+    ("compute", "Nova", (2, 47), "flavors inside servers"),
+    ("block_storage", "Cinder", (3, 27), "attachments"),
+)
+"""Service, its name, the oldest version of its API that is enough, and what came with it."""
+READING = {"reader", "auditor"}
+"""Roles that can look and not act."""
+
+
+def read(connection: Connection, backing: Backing) -> tuple[AccessFacts, datetime | None]:
+    """The facts, and the clock of Keystone. Raises AuthFailed, Unavailable."""
+    token, clock = _token(connection)
+    return (
+        AccessFacts(
+            roles=tuple(sorted(role["name"] for role in token.get("roles", ()))),
+            ends_at=_end(connection, token),
+            too_old=tuple(_too_old(connection)),
+            storage_unreached=tuple(backing.unreached()),
+        ),
+        clock,
+    )
+
+
+def may_act(access: AccessFacts) -> bool:
+    """Whether the roles are of those that can do something; unknown ones are given the benefit of the doubt."""
+    return not access.roles or bool(set(access.roles) - READING)
+
+
+def is_admin(connection: Connection) -> bool:
+    """Whether the credentials are an administrator's. Raises AuthFailed, Unavailable."""
+    with connection.using("asking for the roles of the credentials") as conn:
+        return ADMIN in (conn.session.auth.get_access(conn.session).role_names or ())
+
+
+def _token(connection: Connection) -> tuple[dict[str, Any], datetime | None]:
+    with connection.using("asking about the credentials") as conn:
+        answer = conn.identity.get("/auth/tokens", headers={"X-Subject-Token": conn.auth_token})
+        sdk.raise_from_response(answer)
+        token: dict[str, Any] = answer.json()["token"]
+    try:
+        clock = parsedate_to_datetime(answer.headers.get("Date", ""))
+    except ValueError:
+        return token, None
+    return token, clock if clock.tzinfo is not None else clock.replace(tzinfo=UTC)
+
+
+def _end(connection: Connection, token: dict[str, Any]) -> datetime | None:
+    """When no new token can be had any more; None: never, as far as one can see."""
+    ends = [token.get("user", {}).get("password_expires_at")] if "password" in token.get("methods", ()) else []
+    if "token" in token.get("methods", ()):
+        ends.append(token.get("expires_at"))  # a token that was given: it cannot be renewed
+    credential = token.get("application_credential")
+    if credential:
+        with connection.using("asking about the application credential") as conn:
+            user = token["user"]["id"]
+            answer = conn.identity.get(f"/users/{user}/application_credentials/{credential['id']}")
+        if answer.ok:  # a restricted one may be kept from looking at itself
+            ends.append(answer.json()["application_credential"].get("expires_at"))
+    return min((_time(end) for end in ends if end), default=None)
+
+
+def _time(text: str) -> datetime:
+    moment = datetime.fromisoformat(text)
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+def _too_old(connection: Connection) -> list[str]:
+    found = []
+    for service, name, needed, why in NEEDED:
+        with connection.using(f"asking for the version of {name}") as conn:
+            newest = getattr(conn, service).get_endpoint_data().max_microversion or (0, 0)
+        if tuple(newest) < needed:
+            has = ".".join(map(str, newest)) if tuple(newest) > (0, 0) else "no microversions"
+            found.append(f"{name}'s API has {has}, needed is {'.'.join(map(str, needed))} ({why})")
+    return found
+
+
+def refusal(error: WhimbrelError) -> AccessFacts:
+    """The facts when the cloud has not let us in."""
+    return AccessFacts(why_refused=error.message)

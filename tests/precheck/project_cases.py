@@ -1,0 +1,218 @@
+"""Cases of the rules about quotas, sizes, hosts, ports, credentials and reach."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from tests.precheck.case import Case, case_found, case_ok, case_unknown
+from tests.precheck.healthy import GIB, MIB, NOW, facts, healthy
+from whimbrel.model.facts import AccessFacts
+from whimbrel.model.finding import PrecheckFacts
+from whimbrel.model.plan import Companion, Window
+from whimbrel.model.quota import Limits, Quota, Resource, VmSize
+from whimbrel.model.vm import VmSpec
+
+NONE: dict[str, int] = {}
+
+
+def quota(resource: Resource, limit: int, used: int = 0, pool: str | None = None) -> Quota:
+    return Quota(resource=resource, limit=limit, used=used, pool=pool)
+
+
+def limits(*quotas: Quota, **more: Any) -> Limits:
+    return Limits(quotas=quotas, **{"volume_unit_bytes": GIB, "snapshots_take_space": True, **more})
+
+
+def vm() -> VmSpec:
+    """The healthy facts' VM: 2 vCPUs, 4 GiB, disks of 20 and 10 GiB, one card."""
+    found = healthy().source.vm
+    assert found is not None
+    return found
+
+
+def among(*names: str, **changes: Any) -> PrecheckFacts:
+    """The healthy VM with companions of these names, each like it but for a third disk's size of 512 MiB."""
+    small = vm().disks[0].model_copy(update={"key": "vdc", "size_bytes": 512 * MIB, "location": "small"})
+    beside = tuple(vm().model_copy(update={"name": name, "ref": f"ref-{name}", "disks": (small,)}) for name in names)
+    given = {"plan__companions": tuple(Companion(vm=name) for name in names), "companions": beside}
+    return facts(**{**given, **changes})
+
+
+def target(*quotas: Quota, **changes: Any) -> PrecheckFacts:
+    return facts(**{"target__limits": limits(*quotas), **changes})
+
+
+GPU = VmSize(id="1", name="g.large", vcpus=8, memory_bytes=64 * GIB, special=("pci_passthrough:alias=gpu:1",))
+LARGE = VmSize(id="2", name="m.large", vcpus=4, memory_bytes=8 * GIB)
+SMALL = VmSize(id="3", name="m.small", vcpus=1, memory_bytes=2 * GIB)
+ASKED: dict[str, Any] = {"fit__asked": True, "fit__hosts": {"nova": 2}, "fit__hosts_free": (8, 16 * GIB)}
+HALF_HOUR = AccessFacts(ends_at=NOW + timedelta(minutes=30))
+
+QUOTA: tuple[Case, ...] = (
+    case_found("quota.vm", target(quota("VMs", 10, 10)), "VMs: 1 needed, 0 of 10 left", "raise"),
+    case_found("quota.vm", target(quota("vCPUs", 20, 19)), "vCPUs: 2 needed, 1 of 20 left"),
+    case_found("quota.vm", target(quota("memory", 8 * GIB, 5 * GIB)), "memory: 4 GiB needed, 3 GiB of 8 GiB left"),
+    case_found("quota.vm", target(quota("volumes", 5, 4)), "volumes: 2 needed, 1 of 5 left"),
+    case_found(
+        "quota.vm", target(quota("volume space", 100 * GIB, 41 * GIB)), "60 GiB needed", "59 GiB of 100 GiB left"
+    ),
+    case_ok("quota.vm", target(quota("volume space", 100 * GIB, 40 * GIB)), "60 GiB needed, 60 GiB of 100 GiB left"),
+    case_found("quota.vm", target(quota("volumes", 1, 0, "fast")), "volumes in fast: 2 needed"),
+    case_found("quota.vm", target(quota("ports", 60, 60)), "ports: 1 needed"),
+    case_found("quota.vm", target(quota("snapshots", 1)), "snapshots: 2 needed"),
+    case_ok("quota.vm", target(quota("snapshots", 1), target__capabilities__start_paused=False), "nothing is limited"),
+    case_ok("quota.vm", target(quota("VMs", 1), quota("volumes", 50, 0)), "VMs: 1 needed, 1 of 1 left"),
+    case_ok("quota.vm", target(quota("volumes", 1, 0, "slow")), "nothing is limited"),
+    case_ok("quota.vm", facts(), "nothing is limited"),
+    case_ok("quota.vm", target(quota("volumes", 2, 2), stage="cutover"), "nothing is limited"),
+    case_found(
+        "quota.vm", target(quota("volumes", 2, 2), stage="cutover", plan__mode="dual-attach"), "volumes: 2 needed"
+    ),
+    case_found("quota.vm", target(quota("VMs", 2, 2), stage="cutover"), "VMs: 1 needed"),
+    case_found("quota.vm", target(quota("vCPUs", 4, 1), target__sizes=(LARGE,)), "vCPUs: 4 needed"),
+    case_unknown("quota.vm", target(quota("VMs", 1), source__vm=None)),
+    case_found(
+        "quota.plan", among("web", "app", target__limits=limits(quota("VMs", 2))), "3 VMs", "3 needed, 2 of 2", "--vm"
+    ),
+    case_found(
+        "quota.plan",
+        among("web", target__limits=limits(quota("volume space", 30 * GIB), snapshots_take_space=False)),
+        "volume space: 31 GiB needed",
+    ),
+    case_ok("quota.plan", among("web", target__limits=limits(quota("VMs", 2))), "2 VMs together", "2 needed, 2 of 2"),
+    case_ok(
+        "quota.plan",
+        among("web", target__limits=limits(quota("VMs", 1)), target__vm_names={"web": "77"}),
+        "1 VMs together",
+    ),
+    case_ok(
+        "quota.plan",
+        among("web", target__limits=limits(quota("volumes", 3, 1), volumes_made=("web-vdc-0123456789",))),
+        "2 needed, 2 of 3 left",
+    ),
+    case_found(
+        "quota.plan",
+        among("web", target__limits=limits(quota("volumes", 3, 1), volumes_made=("web-vdc-backup",))),
+        "3 needed, 2 of 3 left",
+    ),
+    case_ok("quota.plan", target(quota("VMs", 0)), "alone"),
+    case_ok("quota.plan", among("web"), "nothing is limited"),
+    case_unknown("quota.plan", among("web", companions=None, target__limits=limits(quota("VMs", 9))), "other VMs"),
+    case_found("quota.points", facts(source__limits=limits(quota("snapshots", 3))), "4 needed", "kvm-a"),
+    case_found("quota.points", facts(source__limits=limits(quota("volume space", 59 * GIB))), "60 GiB needed"),
+    case_ok(
+        "quota.points", facts(source__limits=limits(quota("volume space", 1), snapshots_take_space=False)), "nothing"
+    ),
+    case_ok("quota.points", facts(source__limits=limits(quota("snapshots", 2)), plan__mode="cold"), "2 needed"),
+    case_ok("quota.points", facts(source__limits=limits(quota("snapshots", 0)), plan__mode="dual-attach")),
+    case_found("quota.points", among("web", source__limits=limits(quota("snapshots", 5))), "6 needed"),
+    case_ok(
+        "quota.points",
+        among("web", source__limits=limits(quota("snapshots", 5, 1), snapshots_made={"small": 2})),
+        "4 needed, 4 of 5 left",
+    ),
+    case_unknown("quota.points", among("web", companions=None, source__limits=limits(quota("snapshots", 9)))),
+    case_found("quota.volume-size", facts(target__limits=limits(volume_max_bytes=15 * GIB)), "vda (20 GiB)", "15 GiB"),
+    case_ok("quota.volume-size", facts(target__limits=limits(volume_max_bytes=20 * GIB)), "20 GiB"),
+    case_found("target.size", facts(target__sizes=(SMALL,)), "2 vCPUs and 4 GiB", "flavor"),
+    case_found("target.size", facts(target__sizes=(SMALL, GPU)), "g.large (pci_passthrough:alias=gpu:1)"),
+    case_ok("target.size", facts(target__sizes=(SMALL, GPU), source__size_name="g.large"), "g.large"),
+    case_ok("target.size", facts(target__sizes=(SMALL, GPU, LARGE)), "m.large (4 vCPUs, 8 GiB) for 2 vCPUs"),
+    case_ok("target.size", facts(), "any size"),
+    case_found(
+        "storage.provisioning",
+        facts(target__pools__0__provisionable_bytes=29 * GIB),
+        "fast takes 29 GiB more, 30 GiB needed",
+    ),
+    case_ok("storage.provisioning", facts(target__pools__0__provisionable_bytes=30 * GIB), "room in 1 pools"),
+    case_found("storage.provisioning", among("web", target__pools__0__provisionable_bytes=30 * GIB), "needed"),
+    case_unknown("storage.provisioning", target(quota("VMs", 9)), "administrator"),
+    case_found(
+        "storage.plan-space",
+        among("web", target__pools__0__free_bytes=8 * GIB),
+        "2 VMs",
+        "fast needs 8.5 GiB and has 8",
+    ),
+    case_ok(
+        "storage.plan-space",
+        among("web", target__pools__0__free_bytes=8 * GIB, target__vm_names={"web": "1"}),
+        "1 VMs",
+    ),
+    case_unknown("storage.plan-space", among("web", target__pools__0__free_bytes=None)),
+    case_unknown("storage.free-space", facts(target__pools__0__free_bytes=None), "administrator"),
+    case_unknown("storage.headroom", facts(target__pools__0__free_bytes=None)),
+)
+
+FIT: tuple[Case, ...] = (
+    case_ok("target.hosts", facts(), "nothing places"),
+    case_ok("target.hosts", facts(**ASKED), "2 in nova"),
+    case_found("target.hosts", facts(**{**ASKED, "fit__hosts": NONE}), "no host at kvm-b", "2 vCPUs and 4 GiB"),
+    case_unknown("target.hosts", facts(**{**ASKED, "fit__hosts": None}), "administrator"),
+    case_found(
+        "target.hosts", among("web", **{**ASKED, "fit__hosts_free": (3, 64 * GIB)}), "2 VMs together", "4 vCPUs"
+    ),
+    case_found("target.hosts", among("web", **{**ASKED, "fit__hosts_free": (9, 7 * GIB)}), "7 GiB free"),
+    case_ok("target.hosts", among("web", **ASKED), "2 in nova"),
+    case_ok(
+        "target.memory",
+        facts(target__memory_free_bytes=None, target__memory_total_bytes=None, **ASKED),
+        "target.hosts",
+    ),
+    case_found("target.traits", facts(**ASKED, fit__unfit_traits=("bus sata",)), "bus sata"),
+    case_unknown("target.traits", facts(**{**ASKED, "fit__hosts": None})),
+    case_ok("target.traits", facts(**ASKED)),
+    case_found(
+        "network.port",
+        facts(fit__ports_tried=True, fit__ports_refused={"net0": "MAC in use by port x"}),
+        "net0: MAC in use by port x",
+    ),
+    case_ok("network.port", facts(fit__ports_tried=True, target__networks__0__fixed=False), "made and removed"),
+    case_found("network.port", facts(fit__taken={"net0": "10.1.0.7 by port lb"}), "10.1.0.7 by port lb"),
+    case_found("network.port", facts(target__networks__0__fixed=False), "office-b", "another project"),
+    case_ok("network.port", target(quota("ports", 9), target__networks__0__fixed=True)),
+    case_unknown("network.port", target(quota("ports", 9)), "office-b"),
+    case_found("network.address-pairs", facts(source__address_pairs=("net0: 10.1.0.100",)), "net0: 10.1.0.100"),
+    case_unknown("network.address-pairs", facts(source__vm=None)),
+    case_found("network.floating", facts(source__floating_addresses=("203.0.113.7",)), "203.0.113.7", "DNS"),
+    case_found("network.new-filters", facts(target__networks__0__filters=("default",)), "office-b (default)"),
+)
+
+ACCESS: tuple[Case, ...] = (
+    case_found(
+        "connect.credentials",
+        facts(target__access=AccessFacts(why_refused="asking failed: 401"), target__reachable=False),
+        "kvm-b: asking failed: 401",
+    ),
+    case_ok("connect.target", facts(target__access=AccessFacts(why_refused="401"), target__reachable=False), "answers"),
+    case_ok("connect.source", facts(source__access=AccessFacts(why_refused="401"), source__reachable=False), "answers"),
+    case_ok("connect.credentials", facts(source__access=AccessFacts(roles=("member", "reader"))), "member, reader"),
+    case_unknown("connect.credentials", facts(target__reachable=False)),
+    case_found("connect.api-versions", facts(source__access=AccessFacts(too_old=("Nova 2.1",))), "kvm-a: Nova 2.1"),
+    case_found("connect.credential-life", facts(source__access=HALF_HOUR), "kvm-a: 30 min left", "window's end"),
+    case_ok("connect.credential-life", facts(source__access=HALF_HOUR, plan__window=Window()), "forecast"),
+    case_found(
+        "connect.credential-life",
+        facts(source__access=HALF_HOUR, plan__window=Window(), plan__bandwidth_bytes_per_s=1.0 * MIB),
+        "forecast end",
+    ),
+    case_found(
+        "connect.credential-life",
+        facts(target__access=AccessFacts(ends_at=NOW + timedelta(minutes=5)), plan__window=Window(), stage="plan"),
+        "kvm-b: 5 min left",
+    ),
+    case_unknown(
+        "connect.credential-life",
+        facts(
+            source__access=HALF_HOUR, plan__window=Window(), path__read_bytes_per_s=None, path__write_bytes_per_s=None
+        ),
+        "bandwidth",
+    ),
+    case_found(
+        "connect.storage",
+        facts(target__access=AccessFacts(storage_unreached=("volumes-b: no keyring",))),
+        "kvm-b: volumes-b: no keyring",
+    ),
+    case_unknown("connect.storage", facts(source__reachable=False)),
+)
+PROJECT: tuple[Case, ...] = (*QUOTA, *FIT, *ACCESS)
