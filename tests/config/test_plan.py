@@ -10,7 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from whimbrel.config.clouds import load_text
-from whimbrel.config.plan import load_plan, load_plan_text
+from whimbrel.config.plan import load_plan, load_plan_text, together
 from whimbrel.config.plan_file import PlanFile, Settings, VmEntry
 from whimbrel.config.problem import InvalidFile
 from whimbrel.model.plan import (
@@ -346,6 +346,18 @@ def test_a_bomb_of_aliases_is_refused_quickly() -> None:
 def test_a_document_that_holds_itself_is_refused() -> None:
     with pytest.raises(InvalidFile, match="too deep or too large"):
         load_plan_text("version: 1\nvms: &a [*a]\n", "p.yaml")
+
+
+def test_what_is_started_together_asks_for_room_together() -> None:
+    loaded = load_plan_text(FULL, "p.yaml")
+    web, db = loaded.select([])
+    assert [one.vm for one in web.companions] == ["db"]
+    assert [one.vm for one in db.companions] == ["web"]
+    assert loaded.select(["db"])[0].companions == ()
+    assert web.companions[0].target_name == db.target_name
+    assert (web.companions[0].storage or web.storage) == db.storage, "a map that is the same is not repeated"
+    alike = together([web, web.model_copy(update={"vm": "app"})])
+    assert alike[0].companions[0].storage is None
 
 
 def test_selecting_vms_keeps_the_files_order() -> None:

@@ -103,7 +103,7 @@ class OpenStackCloud(YamlModel):
     clouds_yaml: str | None = None
     """Path of ``clouds.yaml`` on the machine of the worker."""
     region: str | None = None
-    """Region, when not the one of the entry."""
+    """Region, one of those that the entry lists under ``regions``; the entry's own when not given."""
     ceph: CephAccess | None = None
     """Where the bytes are; without it the cloud can be looked at, and nothing be moved."""
     site: Site | None = None

@@ -68,6 +68,7 @@ class VolumeContract(ContractSuite):
     def test_no_room_is_quota_exceeded(self, harness: Harness, migration: str) -> None:
         needs(harness, Lack.QUOTA)
         capacity = {each.name: each for each in harness.cloud.volumes.pools()}[harness.pool].capacity_bytes
+        assert capacity is not None
         with pytest.raises(QuotaExceeded):
             self.volume(harness, migration, size_bytes=capacity + MIB)
         assert list(harness.cloud.volumes.owned(migration)) == []
