@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from drivers.ceph import binding, session
 from drivers.ceph.cluster import pool_of
 from drivers.ceph.errors import translated
+from drivers.ceph.shared import SharedImages
 from whimbrel.errors import Conflict
 from whimbrel.model.endpoint import RbdEndpoint
 
@@ -22,6 +23,7 @@ class RbdImages:
     def __init__(self, *, conf: str = "/etc/ceph/ceph.conf", user: str = "admin") -> None:
         self.conf = conf
         self.user = user
+        self.shared = SharedImages(conf, user)
 
     def endpoint(
         self,

@@ -5,15 +5,114 @@ The driver of Ceph is handed in by the worker: drivers know nothing of each othe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from whimbrel.errors import Unsupported, WhimbrelError
+from whimbrel.errors import NotFound, Unsupported, WhimbrelError
 from whimbrel.model.endpoint import Endpoint
+
+
+class SharedImage(Protocol):
+    """An image of a pool that two clouds see, as it is now."""
+
+    @property
+    def id(self) -> str:
+        """Stays when the image is renamed."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What a cloud opens it by, now."""
+        ...
+
+    @property
+    def size_bytes(self) -> int:
+        """Real size."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """The same for whoever sees this very image, and of no copy."""
+        ...
+
+    @property
+    def parent(self) -> str:
+        """What it is a clone of; empty for an image that stands alone."""
+        ...
+
+    @property
+    def snapshots(self) -> tuple[str, ...]:
+        """Names of its snapshots."""
+        ...
+
+    @property
+    def watchers(self) -> tuple[str, ...]:
+        """Clients that have it open for writing, or died less than half a minute ago."""
+        ...
+
+    @property
+    def session(self) -> str | None:
+        """Key of the session that writes it."""
+        ...
+
+    @property
+    def marks(self) -> Mapping[str, str]:
+        """What was written with ``mark``."""
+        ...
+
+
+class SharedImages(Protocol):
+    """Images known by their lasting id. Raises what ``Images`` raises."""
+
+    def ids(self, pool: str, names: Iterable[str]) -> dict[str, str]:
+        """Ids by name, of those names that lead to an image."""
+        ...
+
+    def names(self, pool: str) -> dict[str, str]:
+        """Ids of all images of the pool, by name."""
+        ...
+
+    def get(self, pool: str, image: str) -> SharedImage:
+        """The image with this id."""
+        ...
+
+    def all(self, pool: str, images: Sequence[str]) -> Sequence[SharedImage]:
+        """Images by id."""
+        ...
+
+    def rename(self, pool: str, image: str, to: str, *, never: Sequence[str] = ()) -> None:
+        """Give it this name, and see that none of ``never`` leads to it. Raises Conflict, NotReady."""
+        ...
+
+    def mark(self, pool: str, image: str, key: str, text: str) -> None:
+        """Write into the image's metadata."""
+        ...
+
+    def unmark(self, pool: str, image: str, key: str) -> None:
+        """Take it away; not there is fine."""
+        ...
+
+    def write_note(self, pool: str, name: str, text: str) -> None:
+        """Leave a small image with a text."""
+        ...
+
+    def read_note(self, pool: str, name: str) -> str | None:
+        """The text."""
+        ...
+
+    def remove_note(self, pool: str, name: str) -> None:
+        """Remove it; not there is fine."""
+        ...
 
 
 class Images(Protocol):
     """What is asked of the storage; every method may raise Unavailable, AuthFailed, PermissionDenied, NotFound."""
+
+    @property
+    def shared(self) -> SharedImages:
+        """The same images by their ids."""
+        ...
 
     def endpoint(
         self,
@@ -73,6 +172,21 @@ class Images(Protocol):
         ...
 
 
+NAMED = re.compile(r"^volume-([0-9a-f-]{36})$")
+"""Cinder's default template for the names of its images."""
+
+
+def image_name(volume: str) -> str:
+    """The name by which Cinder opens the image of a volume."""
+    return f"volume-{volume}"
+
+
+def volume_named(image: str) -> str | None:
+    """The volume whose image has this name."""
+    found = NAMED.match(image)
+    return found.group(1) if found else None
+
+
 class Backing:
     """Where volumes lie. ``pools`` maps volume types to Ceph pools; a type that it does not name has no direct way."""
 
@@ -105,6 +219,21 @@ class Backing:
                 found.append(f"{pool}: {error.message}")
         return found
 
+    @property
+    def pools(self) -> Mapping[str, str]:
+        """Volume type -> Ceph pool."""
+        return self._pools
+
+    def pool(self, kind: str) -> str:
+        """The Ceph pool of a volume type. Raises NotFound."""
+        if kind not in self._pools:
+            raise NotFound(
+                f"no Ceph pool is known for volume type {kind}",
+                action="name it under ceph.pools in whimbrel.yaml, or correct the plan's map of storage",
+                pool=kind,
+            )
+        return self._pools[kind]
+
     def reaches(self, volume: Any) -> bool:
         """Whether the volume's image can be opened from here."""
         return self._images is not None and volume.volume_type in self._pools
@@ -119,7 +248,7 @@ class Backing:
                 f"volume {volume.name or volume.id} of type {volume.volume_type} cannot be opened from this worker",
                 action="name the Ceph pool of this volume type under ceph.pools in whimbrel.yaml",
             )
-        return self._pools[volume.volume_type], f"volume-{volume.id}"
+        return self._pools[volume.volume_type], image_name(volume.id)
 
     def sizes(self, volumes: Sequence[Any]) -> dict[str, int]:
         """Real sizes of volumes in bytes by id; of those that cannot be reached what Cinder says, in whole GiB."""

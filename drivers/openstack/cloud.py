@@ -12,6 +12,7 @@ from drivers.openstack.compute import OpenStackCompute
 from drivers.openstack.connection import Connection
 from drivers.openstack.facts import capabilities, source_facts, target_facts
 from drivers.openstack.guest import OpenStackGuest
+from drivers.openstack.handover import OpenStackHandover
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.points import OpenStackPoints
 from drivers.openstack.volumes import OpenStackVolumes
@@ -47,7 +48,7 @@ class OpenStackCloud:
         self.guest = OpenStackGuest(self._connection)
         self.serving = NoServing()
         self.shadows = NoShadows()
-        self.handover: HandoverPort | None = None
+        self.handover: HandoverPort | None = OpenStackHandover(self._connection, self._backing)
 
     def capabilities(self) -> Capabilities:
         """What can be done here. Raises Unavailable, AuthFailed."""

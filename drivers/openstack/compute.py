@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from drivers.openstack import inventory, marks, vms
+from drivers.openstack import held, inventory, marks, vms
 from drivers.openstack.announcing import Announcements
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection, settled
 from drivers.openstack.errors import server_fault
 from drivers.openstack.inventory import AnnouncedVm, Inventory
+from drivers.openstack.managing import ADOPTED
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.volumes import WRITER
 from whimbrel.errors import Conflict, NotFound, Unsupported
@@ -54,7 +55,7 @@ class OpenStackCompute:
         ref, server, plan = seen.find(ref)
         if vms.power_of(server) in {Power.RUNNING, Power.PAUSED}:
             return
-        self._check_not_written(seen, server, plan)
+        self._check_free(seen, server, plan)
         if server is None:
             assert plan is not None
             self._create(plan, seen)
@@ -128,6 +129,7 @@ class OpenStackCompute:
         _, server, plan = seen.find(ref)
         if vms.owner(server, plan) != migration:
             return
+        self._keep_adopted(seen, server, plan)
         if server is None:
             assert plan is not None
             self._announcements.hand_over(plan)
@@ -149,6 +151,13 @@ class OpenStackCompute:
             for ref, server, plan in map(seen.find, seen.refs())
             if vms.owner(server, plan) == migration
         )
+
+    def _keep_adopted(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:
+        """Volumes that another cloud gave are the VM's for good."""
+        for _, volume in seen.disks_of(server, plan):
+            if ADOPTED in (volume.metadata or {}):
+                with self._connection.using(f"handing volume {volume.name or volume.id} over") as conn:
+                    conn.block_storage.delete_volume_metadata(volume.id, keys=[ADOPTED])
 
     def _server(self, ref: str) -> Any | None:
         """The server now; None for a VM that is announced only. Raises NotFound."""
@@ -194,11 +203,17 @@ class OpenStackCompute:
                 **zone,
             )
 
-    def _check_not_written(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:
+    def _check_free(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:
         for key, volume in seen.disks_of(server, plan):
             writer = (volume.metadata or {}).get(WRITER)
             if writer:
                 raise Conflict(
                     f"disk {key} ({volume.name}) is being written by session {writer}",
                     action="confirm or roll back the migration that writes it",
+                )
+            taken = held.taken(volume)
+            if taken is not None:
+                raise Conflict(
+                    f"disk {key} ({volume.name}) was released to migration {taken.migration}",
+                    action="roll back that migration: it gives the VM its disks back",
                 )

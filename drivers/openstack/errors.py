@@ -39,6 +39,11 @@ CAPACITY = "free capacity for this flavor and availability zone, or map the VM t
 BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError], str | None], ...] = tuple(
     (re.compile(words, re.IGNORECASE), kind, action)
     for words, kind, action in (
+        (
+            r"'NoneType' object has no attribute 'replace'",
+            GuestUnbootable,
+            "install open-iscsi on the compute hosts and restart nova-compute: only then it attaches managed volumes",
+        ),
         (r"quota exceeded|exceeds? (available|allowed)|overquota|limitexceeded", QuotaExceeded, QUOTA),
         (r"no valid host|no weighed backends|no valid backend|weighted backend", QuotaExceeded, CAPACITY),
         (r"while it is in task_state|another action is in progress|instance .* is locked by", NotReady, None),

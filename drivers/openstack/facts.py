@@ -8,6 +8,7 @@ from drivers.openstack import access, flavors, inventory, marks, quotas, vms
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection
 from drivers.openstack.inventory import Inventory
+from drivers.openstack.managing import adopted
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.pools import read as read_pools
 from drivers.openstack.snapshots import Snapshots
@@ -31,6 +32,7 @@ def capabilities(connection: Connection, backing: Backing) -> Capabilities:
         roles=frozenset({"source", "target"}) if reach else frozenset(),
         live_points=reach,
         change_tracking=reach,
+        handover=reach,
         console=True,
         disk_formats=("raw",),
         version=f"Nova {version.strip('()').replace(', ', '.')}",
@@ -181,6 +183,11 @@ def _leftovers(seen: Inventory) -> list[str]:
         f"volume {volume.name} of migration {volume.metadata[marks.MIGRATION]}"
         for volume in seen.volumes.values()
         if marks.MIGRATION in (volume.metadata or {}) and volume.id not in used
+    ]
+    found += [
+        f"volume {volume.name or volume.id} adopted by migration {mark.migration}"
+        for volume in seen.volumes.values()
+        if (mark := adopted(volume)) is not None and volume.id not in used
     ]
     found += [
         f"port {port.name} of migration {marks.migration_of(port.name)}"

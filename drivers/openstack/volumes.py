@@ -14,8 +14,10 @@ from drivers.openstack import inventory, marks, pools, vms
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection, settled
 from drivers.openstack.errors import volume_failed
+from drivers.openstack.managing import adopted
 from whimbrel.errors import Conflict, InvalidPlan, NotFound, Unsupported, WhimbrelError
 from whimbrel.model.facts import PoolFacts
+from whimbrel.model.naming import marker_name
 from whimbrel.model.point import DiskPoint, OpenPoint, WriterSession
 from whimbrel.model.vm import Power, VmSpec, VolumeRef, VolumeSpec
 
@@ -82,10 +84,20 @@ class OpenStackVolumes:
             settled(look, f"volume {name} is being deleted")
 
     def owned(self, migration: str) -> Sequence[str]:
-        """Names of the migration's volumes."""
-        return sorted(
-            volume.name for volume in self._volumes() if (volume.metadata or {}).get(marks.MIGRATION) == migration
-        )
+        """Names of the migration's volumes: made, adopted and not handed over yet; and of its notes in the pools."""
+        found = [
+            volume.name or volume.id
+            for volume in self._volumes()
+            if (volume.metadata or {}).get(marks.MIGRATION) == migration
+            or ((mark := adopted(volume)) is not None and mark.migration == migration)
+        ]
+        return sorted(found + self._notes(migration))
+
+    def _notes(self, migration: str) -> list[str]:
+        if not self._backing.direct:
+            return []
+        name = marker_name(migration)
+        return [name for pool in set(self._backing.pools.values()) if self._backing.images.shared.ids(pool, [name])]
 
     def open_writer(self, key: str, volumes: Mapping[str, VolumeRef], *, migration: str) -> WriterSession:
         """Make volumes writable. Raises NotFound, Conflict, Unsupported (no way to the storage)."""
