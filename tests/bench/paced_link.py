@@ -1,6 +1,7 @@
 """A link of a given rate and delay between unix sockets, as a process: ``python -m tests.bench.paced_link``.
 
-All connections share the rate towards the client (the source's data); what comes first goes first. The delay is half on
+All connections share the rate in one direction: towards the client (a source's data), or with ``--up`` towards the server
+(a shadow's writes); what comes first goes first. The delay is half on
 the way there, half on the way back. It knows nothing of the protocol that passes.
 """
 
@@ -64,6 +65,7 @@ def main() -> None:
     parser.add_argument("listen")
     parser.add_argument("connect")
     parser.add_argument("--rate", type=float, default=50e6)
+    parser.add_argument("--up", action="store_true", help="pace what the client sends")
     parser.add_argument("--delay-s", type=float, default=0.001)
     options = parser.parse_args()
     link = Link(options.rate)
@@ -74,7 +76,8 @@ def main() -> None:
             near, _ = listening.accept()
             far = socket.socket(socket.AF_UNIX)
             far.connect(options.connect)
-            for arguments in ((near, far, None), (far, near, link)):
+            up, down = (link, None) if options.up else (None, link)
+            for arguments in ((near, far, up), (far, near, down)):
                 threading.Thread(target=carry, args=(*arguments, options.delay_s / 2), daemon=True).start()
 
 

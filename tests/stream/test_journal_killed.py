@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.stream.rawclient import RawClient
-from tests.stream.streams import CHUNK, MIB, PATIENCE_S, Process, config_for, make_source, until
+from tests.stream.streams import CHUNK, MIB, PATIENCE_S, REPOSITORY, Process, config_for, make_source, until
 from tests.stream.test_mirror_killed import SIZE, Overlay, kill_at_random
 from tests.stream.test_stream_killed import RECORD, WRITERS, Writer, record
+from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.nbd import protocol as p
 from whimbrel.stream.protect import ProtectConfig
 
@@ -185,4 +189,57 @@ def test_a_shadow_that_hangs_slows_writes_and_lets_them_go_on(spot: Path) -> Non
     finally:
         overlay.signal(signal.SIGCONT)
         server.kill()
+        overlay.kill()
+
+
+@pytest.mark.interop
+@pytest.mark.parametrize("rate", [300e3, pytest.param(2e6, marks=pytest.mark.slow)])
+def test_a_slow_shadow_is_never_further_behind_than_said(spot: Path, rate: float) -> None:
+    """It works, at a rate that the guest exceeds by far: writes wait, and none is older at any moment."""
+    content, longest_s = bytearray(make_source(spot / "source.raw", SIZE)), 3.0
+    overlay = Overlay(spot)
+    overlay.start()
+    slow = spot / "slow"
+    argv = [sys.executable, "-m", "tests.bench.paced_link", str(slow), str(overlay.socket), "--up", "--rate", str(rate)]
+    link = subprocess.Popen(argv, cwd=REPOSITORY)
+    shadow = NbdEndpoint(unix_path=str(slow), writable=True)
+    protect = ProtectConfig(mode="journal", shadow=shadow, max_lag_s=longest_s)
+    server = Process(spot, config_for(spot, SIZE, protect=protect))
+    ending, acknowledged = threading.Event(), [0]
+
+    def write() -> None:
+        client = RawClient(spot / "nbd")
+        for number in range(SIZE // RECORD):
+            data = record(2, number, number)
+            client.post(p.CMD_WRITE, number * RECORD, data=data)
+            content[number * RECORD : (number + 1) * RECORD] = data
+            if number >= 16:
+                assert client.take()[1] == 0
+                acknowledged[0] += RECORD
+            if ending.is_set():
+                return
+
+    writer = threading.Thread(target=write, daemon=True)
+    try:
+        until(slow.exists, "link")
+        server.start()
+        writer.start()
+        began = time.monotonic()
+        seen = []
+        while time.monotonic() - began < 6:
+            seen.append(server.status()["protect"]["lag_s"])
+            time.sleep(0.05)
+        ending.set()
+        writer.join(PATIENCE_S)
+        assert max(seen) < longest_s
+        assert server.status()["protect"]["slowed_s"] > 3
+        assert acknowledged[0] > 0.3 * rate * 6
+        assert server.ask("drain")["drained"]
+        overlay.kill()
+        assert overlay.content() == content
+    finally:
+        ending.set()
+        server.kill()
+        link.kill()
+        link.wait()
         overlay.kill()

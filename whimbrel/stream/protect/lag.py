@@ -20,8 +20,8 @@ from whimbrel.stream.source import Stopped
 
 LEAST_BYTES: Final = 4096
 """What a change counts as at least, so that many small ones are bounded as well."""
-FIRST_BYTES: Final = 1 << 20
-"""What may be lacking before any rate has been seen."""
+FIRST_BYTES: Final = 128 << 10
+"""What may be lacking before any rate has been seen: a shadow may be slow from the start."""
 MEMORY_S: Final = 2.0
 """So much of the time in which the shadow was busy makes the rate."""
 MARGIN: Final = 0.5
