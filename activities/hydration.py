@@ -75,11 +75,11 @@ class Hydration:
             found = [self._look(place) for place in self._places]
             figures = figures_of(found).model_copy(update={"server_starts": self._starts})
             now = time.monotonic()
-            if now - beat_at >= BEAT_S or not figures.missing_bytes:
+            if now - beat_at >= BEAT_S or not (figures.missing_bytes or self._job.keep):
                 activity.heartbeat(beat_of(self._places, figures))
                 beat_at = now
             self._mark(figures, now)
-            if not figures.missing_bytes:
+            if not figures.missing_bytes and not self._job.keep:
                 for place in self._places:
                     ask(place.control, "flush")
                 return figures

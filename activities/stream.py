@@ -37,6 +37,7 @@ from whimbrel.stream.protect.config import ProtectConfig
 from whimbrel.stream.seed import seed_map, seeded
 
 KEPT_TRACES = 5
+DRAIN_S, DRAIN_TRIES = 5.0, 6
 SOCKET_MODE = 0o666
 """Where QEMU's user cannot be given access alone: then the directory of the sockets, which cannot be listed, is all."""
 
@@ -234,7 +235,7 @@ class StreamActivities:
             if not place.config.exists():
                 continue
             self._launch(place.config)
-            if not ask(place.control, "drain")["drained"]:
+            if not _drained(place):
                 raise Unavailable(
                     f"the last writes of disk {disk} are not at the source yet",
                     action="see that the source's host answers; it is tried again, and nothing is lost meanwhile",
@@ -264,6 +265,17 @@ class StreamActivities:
             segment.replace(kept / f"{stamp}-{place.migration}-{number}.trace")
         for old in sorted(kept.glob("*.trace"))[:-KEPT_TRACES]:
             old.unlink(missing_ok=True)
+
+
+def _drained(place: Place) -> bool:
+    """Whether the shadow gets everything soon; one that is away is not waited for."""
+    for _ in range(DRAIN_TRIES):
+        if ask(place.control, "drain", timeout_s=DRAIN_S)["drained"]:
+            return True
+        protect = ask(place.control, "status").get("protect") or {}
+        if protect.get("away_s") is not None:
+            return False
+    return False
 
 
 def _changed(disk: DiskStream) -> Iterator[Extent]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
+from typing import Literal
 
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
 from activities.serving import ServingActivities
 from activities.shadow import ShadowActivities
@@ -18,15 +19,17 @@ from whimbrel.contracts.stream_io import (
     HydrateResult,
     ProveInput,
     StopStreamInput,
+    StreamInput,
     SwitchInput,
 )
+from whimbrel.contracts.timeouts import DRAIN
 from whimbrel.errors import DataMismatch
 from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import shadow_key
 from whimbrel.model.point import DiskPoint
 from whimbrel.model.progress import Phase, VerifyRecord
 from workflows.calls import call, raise_if_cancelled, start
-from workflows.closing import commit
+from workflows.closing import commit, confirm
 from workflows.copying import REOPEN_FIRST_S, REOPEN_MAX_S, RETRYABLE, open_point
 from workflows.course import Course
 from workflows.keeping_writes import stop_target as stop_vm
@@ -41,22 +44,76 @@ async def hydrate(course: Course) -> None:
     journal.hydrated_at = workflow.now()
 
 
-async def _hydrate(course: Course) -> None:
+async def bring_home(course: Course) -> None:
+    """Return when all that the target has acknowledged is in the shadows; one that has died is opened again.
+
+    Also when the operator gives the writes up meanwhile.
+    """
+    journal, wishes = course.journal, course.wishes
+    servers = StreamInput(migration=journal.migration, disks=tuple(disk.spec.key for disk in journal.disks))
+    wait_s = REOPEN_FIRST_S
+    while not wishes.drop_writes:
+        try:
+            await call(
+                StreamActivities.drain, servers, summary="bring the last writes to the source",
+                queue=course.data_queue, timing=DRAIN,
+            )  # fmt: skip
+        except ActivityError as error:
+            found = failure.read(error)
+            if failure.is_cancel(error) or found.code not in RETRYABLE:
+                raise
+            journal.trouble = course.trouble("rollback", found, journal.phase)
+            course.show()
+            await workflow.sleep(timedelta(seconds=wait_s), summary=f"{found.code}: the shadow is opened again")
+            wait_s = min(wait_s * 2, REOPEN_MAX_S)
+            await open_again(course)
+            continue
+        journal.trouble = None
+        return
+
+
+async def confirm_served(course: Course) -> Literal["commit", "rollback"]:
+    """The confirm gate of a guest that is served until then: whoever serves it is watched on."""
+    watching = asyncio.create_task(_keep_served(course))
+    try:
+        return await confirm(course)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+
+async def _keep_served(course: Course) -> None:
+    journal = course.journal
+    while True:
+        try:
+            await _hydrate(course, keep=True)
+        except FailureError as error:
+            if failure.is_cancel(error):
+                raise
+            # The gate stays open: a commit or a rollback may be what helps.
+            journal.trouble = course.trouble("hydrate", failure.read(error), journal.phase)
+            course.show()
+            await workflow.sleep(timedelta(seconds=REOPEN_MAX_S), summary="who serves the guest is watched again")
+
+
+async def _hydrate(course: Course, *, keep: bool = False) -> None:
     journal = course.journal
     wait_s = REOPEN_FIRST_S
     while True:
         try:
-            result = await _watch(course)
+            result = await _watch(course, keep=keep)
         except ActivityError as error:
             found = failure.read(error)
             if found.code not in RETRYABLE or course.from_copy:
                 raise
             # The guest waits for its data; both ends are opened anew by themselves, and the operator sees why.
-            journal.trouble = course.trouble("hydrate", found, Phase.HYDRATE)
+            journal.trouble = course.trouble("hydrate", found, journal.phase)
             course.show()
             await workflow.sleep(timedelta(seconds=wait_s), summary=f"{found.code}: the source is opened again")
             wait_s = min(wait_s * 2, REOPEN_MAX_S)
-            await _open_again(course)
+            await open_again(course)
+            if keep:
+                journal.trouble = None
             continue
         if result is None:
             continue
@@ -66,8 +123,11 @@ async def _hydrate(course: Course) -> None:
         return
 
 
-async def _watch(course: Course) -> HydrateResult | None:
-    """One hydration activity; None when it was stopped because the operator wants other settings."""
+async def _watch(course: Course, *, keep: bool) -> HydrateResult | None:
+    """One hydration activity; None when it was stopped because the operator wants other settings.
+
+    With ``keep`` it goes on when all has arrived, until it is cancelled.
+    """
     journal, wishes = course.journal, course.wishes
     generation = wishes.copy_generation
     paused = wishes.paused
@@ -78,12 +138,13 @@ async def _watch(course: Course) -> HydrateResult | None:
         cloud=course.plan.target,
         ref=journal.target_ref or "",
         background=not paused,
+        keep=keep,
         bandwidth_bytes_per_s=wishes.bandwidth_bytes_per_s,
     )
     handle = start(
         StreamActivities.hydrate,
         job,
-        summary="fetch on demand only (paused)" if paused else "fetch the rest in the background",
+        summary=_summary(keep=keep, paused=paused),
         queue=course.data_queue,
     )
     try:
@@ -107,7 +168,13 @@ async def _watch(course: Course) -> HydrateResult | None:
         raise
 
 
-async def _open_again(course: Course) -> None:
+def _summary(*, keep: bool, paused: bool) -> str:
+    if keep:
+        return "watch who serves the guest"
+    return "fetch on demand only (paused)" if paused else "fetch the rest in the background"
+
+
+async def open_again(course: Course) -> None:
     """Find the point and the shadow, or open them anew: the source is off, so its disks hold the same bytes."""
     journal = course.journal
     assert journal.source_point is not None

@@ -9,7 +9,7 @@ from whimbrel.contracts.names import STREAMING
 from whimbrel.model.progress import MigrationReport, Phase
 from workflows.closing import RollbackWanted, check_health, confirm
 from workflows.cutover import Retreated
-from workflows.hydrating import commit_stream, hydrate, prove, stop_target, switch
+from workflows.hydrating import bring_home, commit_stream, confirm_served, hydrate, prove, stop_target, switch
 from workflows.migration import Ending, Migration
 from workflows.opening import precheck, prepare
 from workflows.rounds import baseline, rounds
@@ -63,7 +63,7 @@ class StreamingMigration(Migration):
         protected = course.plan.stream.protect != "none"
         if not protected:
             await course.step("hot switch", lambda: switch(course))
-        if await confirm(course) == "rollback":
+        if await (confirm_served if protected else confirm)(course) == "rollback":
             return "rollback"
         await commit_stream(course)
         return "completed"
@@ -74,4 +74,9 @@ class StreamingMigration(Migration):
         if wishes.drop_writes:
             journal.shadow_kept = False
         if journal.target_ran and journal.shadow_kept:
+            # Before as well: a guest whose writes wait for a shadow that has died would not shut down.
+            await self.course.step("bring writes to the source", lambda: bring_home(self.course))
             await self.course.step("stop the target", lambda: stop_target(self.course))
+            await self.course.step("bring the last writes to the source", lambda: bring_home(self.course))
+            if wishes.drop_writes:
+                journal.shadow_kept = False

@@ -1,8 +1,8 @@
 """A link of a given rate and delay between unix sockets, as a process: ``python -m tests.bench.paced_link``.
 
-All connections share the rate in one direction: towards the client (a source's data), or with ``--up`` towards the server
-(a shadow's writes); what comes first goes first. The delay is half on
-the way there, half on the way back. It knows nothing of the protocol that passes.
+All connections share the rate in one direction: towards the client (a source's data), or with ``--up`` towards the
+server (a shadow's writes); what comes first goes first. The delay is half on the way there, half on the way back. It
+knows nothing of the protocol that passes.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from temporalio.client import Client
 from tests.cli.conftest import EMPTY_NAMESPACE, Desk
 from whimbrel.cli import watch as watch_module
 from whimbrel.cli.migration_view import MigrationView, read_views
+from whimbrel.contracts.migration import DrillInput
 from whimbrel.model.progress import MigrationReport
 
 pytestmark = pytest.mark.timeout(180)
@@ -54,6 +55,26 @@ def test_migrate_starts_each_once(desk: Desk) -> None:
     assert (again.code, [s["outcome"] for s in again.result]) == (0, ["already running"])
     view = until(desk, f"{plan.stem}/db", mode="cold")
     assert view["run_id"] == first.result[1]["run_id"]
+
+
+@pytest.mark.parametrize("from_copy", [False, True])
+def test_a_drill_says_what_it_reads(desk: Desk, from_copy: bool) -> None:
+    plan = desk.plan("web")
+    ran = desk("drill", plan, *(["--from-copy"] if from_copy else []), "--json")
+    assert ran.code == 0
+    assert [(s["vm"], s["workflow_id"], s["outcome"]) for s in ran.result] == [
+        ("web", f"drill/{plan.stem}/web", "started")
+    ]
+
+    async def asked() -> DrillInput:
+        handle = desk.server.client.get_workflow_handle(f"drill/{plan.stem}/web")
+        events = (await handle.fetch_history()).events
+        await handle.terminate()
+        payloads = events[0].workflow_execution_started_event_attributes.input.payloads
+        (found,) = await desk.server.client.data_converter.decode(payloads, [DrillInput])
+        return found  # type: ignore[no-any-return]
+
+    assert desk.server.call(asked()).from_copy is from_copy
 
 
 def test_the_mode_can_be_overridden(desk: Desk) -> None:

@@ -22,6 +22,8 @@ from tests.e2e.running import PATIENCE_S, Running
 from whimbrel.dataplane.header import ManifestCorrupt, read_header
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import MigrationReport, Phase
+from whimbrel.stream.config import read_config
+from whimbrel.stream.launch import stop
 
 DATA_OFFSET = 32 * MIB
 """Behind the records and the hot area."""
@@ -276,6 +278,7 @@ class Scene:
         self.installation.make_whole()
         for running in self.running:
             _end(running)
+            _end_servers(self.stage, running)
         for cloud in CLOUD_NAMES:
             _remove_sessions(self.stage, cloud, self.running)
             self.guest.remove(cloud)
@@ -288,6 +291,12 @@ def _end(running: Running) -> None:
     description = running.installation.run(running.handle.describe())
     if description.status is not None and description.status.name == "RUNNING":
         running.installation.run(running.handle.terminate("the test is over"))
+
+
+def _end_servers(stage: Stage, running: Running) -> None:
+    """Streaming servers outlive their migration's workflow by design."""
+    for config in (stage.directory / "state" / "streams").glob(f"{running._migration}/*.json"):
+        stop(Path(read_config(config).control_path), config_path=config)
 
 
 def _remove_sessions(stage: Stage, cloud: str, running: list[Running]) -> None:

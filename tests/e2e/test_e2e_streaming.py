@@ -26,9 +26,14 @@ def control(scene: Scene, running: Running, disk: str = "vda") -> Path:
     return scene.stage.directory / "state" / "sockets" / f"{running.migration}-{disk}.ctl"
 
 
+def server_pid(scene: Scene, running: Running, disk: str = "vda") -> int:
+    """The process that serves the disk."""
+    return int(ask(control(scene, running, disk), "status")["pid"])
+
+
 def kill_server(scene: Scene, running: Running, disk: str = "vda") -> int:
     """SIGKILL the disk's server; its pid."""
-    pid = int(ask(control(scene, running, disk), "status")["pid"])
+    pid = server_pid(scene, running, disk)
     os.kill(pid, signal.SIGKILL)
     return pid
 
@@ -54,7 +59,7 @@ def streamed(scene: Scene, running: Running, report: MigrationReport) -> None:
     assert status.switched_at is not None
     assert status.stream is not None
     assert status.stream.missing_bytes == 0
-    assert list((scene.stage.directory / "state").glob("streams/*")) == []
+    assert list((scene.stage.directory / "state").glob(f"streams/{running.migration}")) == []
     assert "IOERR" not in scene.guest.console_text()
 
 

@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.remains import sessions
 from tests.e2e.running import PATIENCE_S, Running
 from tests.e2e.scene import Scene
-from tests.e2e.test_e2e_streaming import kill_server, streamed, wait_server
+from tests.e2e.test_e2e_streaming import kill_server, server_pid, streamed, wait_server
 from whimbrel.model.naming import shadow_key
 from whimbrel.model.progress import Phase
 
@@ -63,6 +63,12 @@ def kill_export(scene: Scene, running: Running, *, shadow: bool = False) -> None
     """SIGKILL to what serves the source's disks (or their shadow); returns when another does."""
     _, pid = export(scene, running, shadow=shadow)
     os.kill(pid, signal.SIGKILL)
+    wait_export(scene, running, other_than=pid, shadow=shadow)
+
+
+def wait_export(scene: Scene, running: Running, *, other_than: int, shadow: bool = False) -> None:
+    """Wait until another process serves the source's disks (or their shadow)."""
+    pid = other_than
     deadline = time.monotonic() + PATIENCE_S
     while (now := export(scene, running, shadow=shadow)[1]) == pid or not _alive(now):
         assert time.monotonic() < deadline, "nobody has opened the source again"
@@ -77,14 +83,17 @@ def _alive(pid: int) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_daemons_server_and_export_die_while_data_arrives(scene: Scene) -> None:
     running = arriving(scene)
-    kill_export(scene, running)
+    _, pid = export(scene, running)
+    os.kill(pid, signal.SIGKILL)
     for cloud in ("a", "b"):
         scene.installation.bounce_libvirtd(cloud)
     scene.installation.kill_server()
     scene.installation.start_server()
     wait_server(scene, running, kill_server(scene, running))
+    wait_export(scene, running, other_than=pid)
     goes_on(scene, running)
     ends_well(scene, running)
 
@@ -105,12 +114,13 @@ def test_libvirtd_is_down_while_the_last_byte_arrives(scene: Scene, cloud: str) 
 @pytest.mark.slow
 def test_temporal_is_down_for_long(scene: Scene) -> None:
     running = arriving(scene)
+    pid = server_pid(scene, running)
     scene.installation.kill_server()
     before = len(scene.boots()[-1].records)
     time.sleep(40)
     scene.wait_records(2, before + 20)
     # Nobody watches now, and a server that dies is started again all the same.
-    kill_server(scene, running)
+    os.kill(pid, signal.SIGKILL)
     scene.wait_records(2, len(scene.boots()[-1].records) + 10)
     scene.installation.start_server()
     goes_on(scene, running)
@@ -147,6 +157,20 @@ def test_the_export_hangs_for_a_while(scene: Scene, protect: str) -> None:
                 os.kill(pid, signal.SIGCONT)
         goes_on(scene, running)
     ends_well(scene, running)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protect", ["mirror", "journal"])
+def test_the_shadow_dies_at_the_confirm_gate(scene: Scene, protect: str) -> None:
+    """Everything has arrived, and the guest still needs its shadow."""
+    running = arriving(scene, protect)
+    running.say("set_bandwidth", bytes_per_s=None)
+    running.phase(Phase.CONFIRM)
+    kill_export(scene, running, shadow=True)
+    wait_server(scene, running, kill_server(scene, running))
+    scene.wait_records(2, len(scene.boots()[-1].records) + 20)
+    running.say("confirm")
+    streamed(scene, running, running.report())
 
 
 @pytest.mark.slow

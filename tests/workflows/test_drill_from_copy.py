@@ -15,8 +15,8 @@ from drivers.memory import MemoryCloud
 from drivers.memory.state import cloud_state
 from tests.workflows.bench import MIB, Before, Migrated, Orchestrator
 from whimbrel.contracts import verbs
-from whimbrel.contracts.lending import COPY_RETURNED_SIGNAL, CopyReturned
-from whimbrel.errors import Conflict, Unsupported
+from whimbrel.contracts.lending import COPY_RETURNED_SIGNAL, COPY_WANTED_SIGNAL, CopyReturned, CopyWanted
+from whimbrel.errors import Conflict, Unavailable, Unsupported
 from whimbrel.model.drill import DrillRecord
 from whimbrel.model.facts import NetworkFacts
 from whimbrel.model.progress import MigrationReport, Phase
@@ -257,5 +257,45 @@ def test_the_next_drill_takes_the_place_of_one_that_died(orchestrator: Orchestra
         assert report.outcome == "completed", report.reason
         await _thawed(orchestrator, migrated)
         assert left.endswith(f"{(await drill.status()).migration}") is False
+
+    run(story())
+
+
+def test_a_copy_given_back_before_it_was_asked_for_is_not_frozen(orchestrator: Orchestrator, run: Run) -> None:
+    """The two signals of a drill that was called off at once may arrive the other way round."""
+    before = _vm(orchestrator)
+
+    async def story() -> None:
+        plan = _plan(orchestrator)
+        migrated = await orchestrator.start(plan)
+        await migrated.until(lambda now: now.rounds_done >= 2)
+        drill = "0123456789"
+        await migrated.handle.signal(COPY_RETURNED_SIGNAL, CopyReturned(drill=drill))
+        wanted = CopyWanted(drill=drill, workflow_id="drill/nobody/app01", target=orchestrator.target_name)
+        await migrated.handle.signal(COPY_WANTED_SIGNAL, wanted)
+        done = (await migrated.status()).rounds_done
+        await migrated.until(lambda now: now.rounds_done >= done + 3)
+        assert "volume.freeze_writer" not in orchestrator.started()
+        orchestrator.assert_moved(await _cut_over(migrated), before)
+
+    run(story())
+
+
+@pytest.mark.parametrize("act", ["volume.freeze_writer", "volume.thaw_writer"])
+def test_a_worker_that_dies_with_its_answer(orchestrator: Orchestrator, run: Run, act: str) -> None:
+    """The work was done and nobody heard of it: the next attempt finds it done."""
+    before = _vm(orchestrator)
+
+    async def story() -> None:
+        plan = _plan(orchestrator)
+        migrated = await orchestrator.start(plan)
+        await migrated.until(lambda now: now.rounds_done >= 2)
+        orchestrator.fail(act, lambda: Unavailable("the worker is gone"), when="after")
+        drill = await orchestrator.rehearse(plan, from_copy=True)
+        report = await drill.report()
+        assert report.outcome == "completed", report.reason
+        await _thawed(orchestrator, migrated)
+        orchestrator.assert_moved(await _cut_over(migrated), before)
+        assert orchestrator.started().count(act) >= 2
 
     run(story())

@@ -63,6 +63,8 @@ class HydrateInput(Frozen):
     background: bool = True
     """False: only what the guest asks for is fetched (the migration is paused)."""
     bandwidth_bytes_per_s: float | None = None
+    keep: bool = False
+    """Go on watching when everything has arrived: a protected guest needs servers and shadows until it is switched."""
     source_patience_s: float = 5.0
     """After so long without the source the attempt ends, so that the source is opened anew."""
 

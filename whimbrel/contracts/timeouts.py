@@ -61,6 +61,12 @@ CUTOVER = Timing(
     schedule_to_close=timedelta(minutes=10),
 )
 """While the guest is down: quick retries, and an end, after which the source is started again."""
+DRAIN = Timing(
+    _seconds(120),
+    RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(5), maximum_attempts=2),
+    heartbeat=CALL_HEARTBEAT,
+)
+"""Before a rollback: what does not get there soon may need its shadow opened again."""
 WAIT_OFF = Timing(_seconds(20), RetryPolicy(initial_interval=_seconds(1), backoff_coefficient=1.0))
 HEALTH = Timing(
     timedelta(minutes=2),
