@@ -4,5 +4,6 @@ in them.
 
 from drivers.ceph.device import open_rbd
 from drivers.ceph.images import RbdImages
+from drivers.ceph.liveimport import ImportState, RbdImports
 
-__all__ = ["RbdImages", "open_rbd"]
+__all__ = ["ImportState", "RbdImages", "RbdImports", "open_rbd"]

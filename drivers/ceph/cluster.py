@@ -23,8 +23,8 @@ SETTINGS = {
 }
 
 
-def connect(conf: str, user: str) -> Any:
-    """A ``rados.Rados`` that is connected: a client of its own, which can be shut out alone.
+def connect(conf: str, user: str, **more: str) -> Any:
+    """A ``rados.Rados`` that is connected: a client of its own, which can be shut out alone. ``more`` are settings.
 
     Raises NotFound (no such file), AuthFailed (key missing or refused), Unavailable.
     """
@@ -35,7 +35,7 @@ def connect(conf: str, user: str) -> Any:
             action="put ceph.conf and the keyring that it names there, or correct ceph.conf in whimbrel.yaml",
         )
     try:
-        cluster = rados.Rados(conffile=conf, rados_id=user, conf=SETTINGS)
+        cluster = rados.Rados(conffile=conf, rados_id=user, conf={**SETTINGS, **more})
         cluster.connect(timeout=CONNECT_TIMEOUT_S)
     except rados.Error as error:
         number = abs(getattr(error, "errno", 0) or 0)

@@ -145,5 +145,9 @@ class _Opened(NamedTuple):
 
     def others(self) -> tuple[str, ...]:
         """Addresses of all watchers but this client."""
-        watchers = self.image.watchers_list()
-        return tuple(str(watcher["addr"]) for watcher in watchers if watcher["id"] != self.client)
+        return watchers(self.image, self.client)
+
+
+def watchers(image: Any, client: int) -> tuple[str, ...]:
+    """Addresses of all who have an open image open for writing, but for this client."""
+    return tuple(str(watcher["addr"]) for watcher in image.watchers_list() if watcher["id"] != client)

@@ -6,6 +6,7 @@ import json
 import secrets
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,7 +86,18 @@ class ScratchImage:
         """Remove it with its snapshots; absent is fine."""
         if self.name in self.rbd("ls", self.pool).split():
             self.rbd("snap", "purge", "--no-progress", self.spec)
-            self.rbd("rm", "--no-progress", self.spec)
+            if "migrating" in self.rbd("info", self.spec):
+                self._wait_for_nobody()
+                self.rbd("migration", "abort", "--no-progress", self.spec)
+            else:
+                self.rbd("rm", "--no-progress", self.spec)
+
+    def _wait_for_nobody(self) -> None:
+        """A client that was killed counts as one for half a minute."""
+        deadline = time.monotonic() + 60
+        while json.loads(self.rbd("status", "--format", "json", self.spec))["watchers"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.5)
 
 
 @contextmanager
