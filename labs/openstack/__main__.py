@@ -20,6 +20,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--clouds", default=",".join(CLOUDS), help="comma separated (default: %(default)s)")
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("up", help="bring the clouds up; running it again is fine")
+    commands.add_parser("up-ceph", help="bring Ceph up alone")
     down = commands.add_parser("down", help="end every process of the lab and remove its files")
     down.add_argument("--keep-data", action="store_true", help="leave the files: the next up goes on with them")
     commands.add_parser("status", help="what runs; exit 1 if something does not")
@@ -51,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
         match arguments.command:
             case "up":
                 lab.up()
+            case "up-ceph":
+                lab.up_ceph()
             case "down":
                 lab.down(keep_data=arguments.keep_data)
             case "status":

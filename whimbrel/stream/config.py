@@ -30,6 +30,19 @@ class ListenAt(Frozen):
         return self
 
 
+class HttpListen(Frozen):
+    """Serve the disk read-only over HTTP, for librbd's live import (see ``http``)."""
+
+    address: str = Field(min_length=1)
+    """Of the interface that the readers reach; the storage network's."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """0: any free one, told in the status. It stays the same as long as one of the stream's processes lives."""
+    token_path: str
+    """File of mode 0600 with the secret that is the URL's path; made by ``http.token.ensure_token``."""
+    bulk_from: tuple[str, ...] = ()
+    """Addresses whose connections are bulk from the start; ``self``: of this host. Others are told by what they do."""
+
+
 class ServerTls(Frozen):
     """x509 files for clients over TCP: ``server-cert.pem server-key.pem ca-cert.pem`` in ``directory``."""
 
@@ -63,7 +76,9 @@ class StreamConfig(Frozen):
     source: SourceEndpoint = Field(discriminator="kind")
     source_identity: str = Field(min_length=1)
     """What is streamed, e.g. cloud, volume and snapshot. A map made for another is refused."""
-    listen: tuple[ListenAt, ...] = Field(min_length=1)
+    listen: tuple[ListenAt, ...] = ()
+    """Where the disk is served over NBD."""
+    http: HttpListen | None = None
     control_path: str
     export: str = ""
     tls: ServerTls | None = None
@@ -91,6 +106,17 @@ class StreamConfig(Frozen):
     def _limit_of_a_governor(self) -> StreamConfig:
         if (self.governor_path is None) != (self.host_limit_bytes_per_s is None):
             raise ValueError("governor_path and host_limit_bytes_per_s belong together")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_in(self) -> StreamConfig:
+        if bool(self.listen) == (self.http is not None):
+            # A write over NBD would change what HTTP's readers take for the source.
+            raise ValueError("either listen (NBD, read and write) or http (read-only)")
+        if self.http is not None and self.source_fail_after_s is not None:
+            raise ValueError("http never answers with an error, so there is no source_fail_after_s")
+        if self.http is not None and self.protect.mode != "none":
+            raise ValueError("nobody writes through http, so there is nothing to protect")
         return self
 
 

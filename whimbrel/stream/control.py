@@ -2,10 +2,10 @@
 
 ``{"verb": "status"}`` and so on; the answer is ``{"ok": true, ...}`` or ``{"ok": false, "error": "..."}``. Verbs:
 ``status``, ``set-window`` (``bytes`` or null), ``set-bandwidth`` (``bytes_per_s`` or null), ``pause``, ``resume`` (the
-background), ``prefetch`` (what the predictors do, and the hit rate of reads), ``flush``, ``drain`` (``timeout_s``; the
-answer's ``drained`` says whether the shadow has everything),
-``source`` and ``shadow`` (``endpoint``: the same disk is served elsewhere from now on; the caller rewrites the
-configuration file for the next start), ``stop``.
+background, and who copies over HTTP), ``prefetch`` (what the predictors do, and the hit rate of reads), ``flush``,
+``drain`` (``timeout_s``; the answer's ``drained`` says whether the shadow has everything), ``source`` and ``shadow``
+(``endpoint``: the same disk is served elsewhere from now on; the caller rewrites the configuration file for the next
+start), ``stop``.
 """
 
 from __future__ import annotations
@@ -93,9 +93,9 @@ class Control:
                 fetcher.window.fix(None if size is None else int(size))
             case "set-bandwidth":
                 rate = asked["bytes_per_s"] if "bytes_per_s" in asked else _lacks("bytes_per_s")
-                fetcher.set_bandwidth(None if rate is None else float(rate))
+                self._server.set_bandwidth(None if rate is None else float(rate))
             case "pause" | "resume":
-                fetcher.pause(verb == "pause")
+                self._server.pause(verb == "pause")
             case "flush":
                 self._server.store.flush()
             case "source":

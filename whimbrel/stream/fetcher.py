@@ -83,6 +83,7 @@ class Fetcher:
         self._paused = not background
         self._stopping = False
         self._proposed: Run | None = None
+        self._expected: deque[Run] = deque()
         self._holes_known = False
         self._began = time.monotonic()
         self.target_error: WhimbrelError | None = None
@@ -114,6 +115,12 @@ class Fetcher:
             fresh = [chunk for chunk in chunks if chunk not in self._queued]
             self._demand.extend(fresh)
             self._queued.update(fresh)
+            self._changed.notify_all()
+
+    def expect(self, first: int, last: int) -> None:
+        """Somebody waits for these chunks without hurry: they are what the background brings next."""
+        self._expected.append((first, last))
+        with self._changed:
             self._changed.notify_all()
 
     @property
@@ -298,12 +305,24 @@ class Fetcher:
         return max(self.window.request_bytes // chunk * chunk, chunk)
 
     def _send_next(self, lane: BlockLane, flying: dict[int, _InFlight]) -> bool:
-        run = self._proposed or self._order.next_run(self._request_bytes() // self.store.chunk_bytes)
+        longest = self._request_bytes() // self.store.chunk_bytes
+        run = self._proposed or self._next_expected(longest) or self._order.next_run(longest)
         self._proposed = run
         if run is None or self._background_share.reserve((run[1] - run[0]) * self.store.chunk_bytes) > 0:
             return False
         self._proposed = None
         return self._send(lane, flying, run)
+
+    def _next_expected(self, longest: int) -> Run | None:
+        """Each chunk once: what is lost on its way is wanted by the store, for somebody waits for it."""
+        while self._expected:
+            first, last = self._expected.popleft()
+            run = self.store.map.missing_run(first, last, longest)
+            if run is not None:
+                if run[1] < last:
+                    self._expected.appendleft((run[1], last))
+                return run
+        return None
 
     def _send_urgent(self, lane: BlockLane, flying: dict[int, _InFlight]) -> bool:
         run = self._order.next_urgent(1)

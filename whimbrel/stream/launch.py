@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from whimbrel.errors import Conflict, Unavailable
+from whimbrel.stream import held
 from whimbrel.stream.config import StreamConfig, read_config
 from whimbrel.stream.control import ask
 from whimbrel.stream.supervise import lock_path
@@ -41,8 +42,10 @@ def launch(config_path: Path, *, launcher: Launcher = "process", timeout_s: floa
     """
     config = read_config(config_path)
     with _alone(config_path):
-        if _runs(config):
+        runs = _runs(config)
+        if runs and (launcher == "systemd" or _supervisor(config_path) is not None):
             return
+        # One that runs unsupervised gets a parent, which waits for its end.
         if launcher == "systemd":
             _systemctl("start", unit_of(config_path))
         else:
@@ -55,11 +58,14 @@ def launch(config_path: Path, *, launcher: Launcher = "process", timeout_s: floa
             )
 
 
-def stop(control_path: Path, *, config_path: Path | None = None, timeout_s: float = STOP_S) -> None:
+def stop(
+    control_path: Path, *, config_path: Path | None = None, keep_socket: bool = False, timeout_s: float = STOP_S
+) -> None:
     """End a server in order; returns when its process is gone. A server that is not there is fine.
 
-    With ``config_path`` its supervisor is ended too, which otherwise starts a server again that died just now. Raises
-    Unavailable if it does not end in time.
+    With ``config_path`` its supervisor is ended too, which otherwise starts a server again that died just now, and then
+    the holder of HTTP's socket: readers are refused from then on. With ``keep_socket`` they wait for the next launch.
+    Raises Unavailable if it does not end in time.
     """
     deadline = time.monotonic() + timeout_s
     if config_path is not None and (supervisor := _supervisor(config_path)) is not None:
@@ -67,6 +73,12 @@ def stop(control_path: Path, *, config_path: Path | None = None, timeout_s: floa
             os.kill(supervisor, signal.SIGTERM)
         if not _within(timeout_s, lambda: _supervisor(config_path) is None):
             raise Unavailable(f"the supervisor of {config_path} (process {supervisor}) does not end")
+    _stop_server(control_path, deadline)
+    if config_path is not None and not keep_socket:
+        held.release(config_path)
+
+
+def _stop_server(control_path: Path, deadline: float) -> None:
     try:
         pid = int(ask(control_path, "status")["pid"])
         ask(control_path, "stop")

@@ -61,6 +61,21 @@ class Place:
         """The control socket. Raises InvalidPlan."""
         return self._socket("ctl")
 
+    @property
+    def token(self) -> Path:
+        """The secret of the URL, for a stream that is read over HTTP."""
+        return self.directory / f"{self.disk}.token"
+
+    @property
+    def cache(self) -> Path:
+        """What has arrived of a disk that is read over HTTP."""
+        return self.directory / f"{self.disk}.cache"
+
+    @property
+    def door(self) -> Path:
+        """Where the listening socket of HTTP is handed out. Raises InvalidPlan."""
+        return self._socket("hold")
+
     def _socket(self, kind: str) -> Path:
         path = self.socket_dir / f"{self.migration}-{self.disk}.{kind}"
         if len(os.fsencode(path)) > SOCKET_PATH_MAX:
@@ -93,7 +108,7 @@ class Place:
                         path.unlink(missing_ok=True)
             if not any(self.directory.iterdir()):
                 self.directory.rmdir()
-        for socket in (self.nbd, self.control):
+        for socket in (self.nbd, self.control, self.door):
             socket.unlink(missing_ok=True)
 
 

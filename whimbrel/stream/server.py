@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import stat
 import threading
 import time
@@ -20,6 +21,9 @@ from whimbrel.stream.chunkmap import ChunkMap, open_map, sync_directory
 from whimbrel.stream.config import SourceEndpoint, StreamConfig
 from whimbrel.stream.fetcher import Fetcher
 from whimbrel.stream.hostgovernor import HostGovernor
+from whimbrel.stream.http.answers import Resource
+from whimbrel.stream.http.front import HttpFront
+from whimbrel.stream.http.token import read_token
 from whimbrel.stream.hydration import Access, Sweeping
 from whimbrel.stream.listener import Listener, listen_tcp, listen_unix
 from whimbrel.stream.prefetch.assembly import Prefetch
@@ -35,10 +39,14 @@ log = logging.getLogger(__name__)
 
 
 class StreamServer:
-    """Serves from construction until ``stop``. Raises Conflict, NotFound, QuotaExceeded, AuthFailed, Unavailable."""
+    """Serves from construction until ``stop``. ``http_socket`` is the one to listen on for HTTP, if others hold it.
 
-    def __init__(self, config: StreamConfig) -> None:
+    Raises InvalidPlan, Conflict, NotFound, QuotaExceeded, AuthFailed, Unavailable.
+    """
+
+    def __init__(self, config: StreamConfig, http_socket: socket.socket | None = None) -> None:
         self.config = config
+        disk = _http_resource(config)
         tls = server_context(Path(config.tls.directory), verify_peer=config.tls.verify_peer) if config.tls else None
         self._target, self._map = open_target(config)
         self.store = Store(self._target, self._map)
@@ -75,12 +83,15 @@ class StreamServer:
         if self.protection is not None:
             self.protection.start()
         self._listen()
+        self.http = self._open_http(disk, http_socket)
         self.fetcher.start()
         self._syncing.start()
 
     def stop(self) -> None:
         """Orderly end: clients cut off, everything on stable storage, the map marked clean. Once."""
         self.listener.stop()
+        if self.http is not None:
+            self.http.stop()
         if self._recorder is not None:
             self._recorder.stop()
         self.fetcher.stop()
@@ -100,6 +111,18 @@ class StreamServer:
         self._target.close()
         if self._governor is not None:
             self._governor.close()
+
+    def pause(self, paused: bool) -> None:
+        """Let the background rest, and those who copy over HTTP; or go on. Guests are always served."""
+        self.fetcher.pause(paused)
+        if self.http is not None:
+            self.http.traffic.pause(paused)
+
+    def set_bandwidth(self, bytes_per_s: float | None) -> None:
+        """Limit what the background fetches, and what is sent to those who copy. Raises ValueError unless positive."""
+        self.fetcher.set_bandwidth(bytes_per_s)
+        if self.http is not None:
+            self.http.traffic.set_bandwidth(bytes_per_s)
 
     def move_source(self, endpoint: SourceEndpoint) -> None:
         """The same source (its identity is the caller's word) is served elsewhere from now on."""
@@ -126,8 +149,9 @@ class StreamServer:
             "complete": chunkmap.missing_chunks == 0,
             "waiting_chunks": self.store.waiting_chunks,
             "holes_known": fetcher.holes_known,
-            "clients": self.listener.clients,
+            "clients": self.listener.clients + (0 if self.http is None else self.http.clients),
             "ports": self._ports,
+            "http": None if self.http is None else self.http.report(),
             "source": {
                 "away_s": None if away is None else round(away, 3),
                 "error": None if error is None else f"{error.code}: {error.message}",
@@ -172,6 +196,21 @@ class StreamServer:
                 sock = listen_tcp(str(place.host), place.port)
                 self._ports.append(int(sock.getsockname()[1]))
             self.listener.listen(sock)
+
+    def _open_http(self, disk: Resource | None, sock: socket.socket | None) -> HttpFront | None:
+        http = self.config.http
+        if http is None or disk is None:
+            return None
+        front = HttpFront(
+            disk,
+            self.store,
+            self.fetcher,
+            accessed=self._accessed,
+            bulk_from=http.bulk_from,
+            sock=sock or listen_tcp(http.address, http.port),
+        )
+        front.traffic.set_bandwidth(self.config.bandwidth_bytes_per_s)
+        return front
 
     def _sync(self) -> None:
         """Make the hydration's work durable now and then, and the guest's flushes short by it."""
@@ -229,6 +268,12 @@ def target_identity(path: Path) -> str:
     """What tells this target from one that took its place: the inode of a file, the path of a block device."""
     status = path.stat()
     return f"block {path.resolve()}" if stat.S_ISBLK(status.st_mode) else f"inode {status.st_ino}"
+
+
+def _http_resource(config: StreamConfig) -> Resource | None:
+    if config.http is None:
+        return None
+    return Resource.of(read_token(Path(config.http.token_path)), config.source_identity, config.size_bytes)
 
 
 def _recorder(config: StreamConfig, chunk_bytes: int) -> Recorder | None:

@@ -111,8 +111,11 @@ class Store:
         whole_first, whole_last = self._whole(offset, length)
         return self._missing_of({chunk for chunk in (first, last - 1) if not whole_first <= chunk < whole_last})
 
-    def when_local(self, chunks: Iterable[int], arrival: Arrival) -> None:
-        """Call ``arrival`` once all of ``chunks`` are local: at once, or later from another thread."""
+    def when_local(self, chunks: Iterable[int], arrival: Arrival, *, demand: bool = True) -> None:
+        """Call ``arrival`` once all of ``chunks`` are local: at once, or later from another thread.
+
+        Without ``demand`` nothing is hurried for it; the background brings the chunks when it comes to them.
+        """
         with self._lock:
             missing = self._missing_of(chunks)
             waiter = _Waiter(arrival, len(missing))
@@ -121,7 +124,7 @@ class Store:
             wanted = [chunk for chunk in missing if chunk not in self._claims]
         if not missing:
             arrival(None)
-        elif wanted:
+        elif wanted and demand:
             self.want(wanted)
 
     def read(self, offset: int, buffer: memoryview) -> None:

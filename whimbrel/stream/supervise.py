@@ -1,15 +1,18 @@
 """``python -m whimbrel.stream --supervise CONFIG.json``: a tiny parent that starts the server again when it dies.
 
 It ends when the server ended in order (status 0) or can never start (status 2). SIGTERM is handed on. The parent may be
-killed: the server goes on without it. One parent per configuration: a second one ends at once with status 0.
+killed: the server goes on without it, and a parent that is started later waits for its end, then starts the next. One
+parent per configuration: a second one ends at once with status 0. The listening socket of HTTP is held (``held``).
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -17,10 +20,17 @@ import time
 from pathlib import Path
 from typing import Final
 
+from whimbrel.errors import InvalidPlan, WhimbrelError
+from whimbrel.stream import held
+from whimbrel.stream.config import StreamConfig, read_config
+from whimbrel.stream.control import ask
+
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
 STEADY_S: Final = 30.0
 """A server that ran that long was not failing from the start: the pauses begin anew."""
+LOOK_S: Final = 1.0
+ORPHAN_LOOK_S: Final = 0.1
 
 log = logging.getLogger(__name__)
 
@@ -49,21 +59,72 @@ def supervise(config_path: Path) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    sock: socket.socket | None = None
     pause_s = FIRST_PAUSE_S
     while not ending.is_set():
-        began = time.monotonic()
-        child = subprocess.Popen([sys.executable, "-m", "whimbrel.stream", str(config_path)])
-        if ending.is_set():
-            child.terminate()
-        status = child.wait()
-        if status in {0, 2}:
-            return status
+        began, why = time.monotonic(), ""
+        try:
+            config = read_config(config_path)
+            sock = held.take(config_path, config, sock)
+            _wait_for_orphan(config, ending)
+            if ending.is_set():
+                break
+            child = _start(config_path, sock)
+            if ending.is_set():
+                child.terminate()
+            status = _watch(child, config_path, config, sock)
+            if status in {0, 2}:
+                return status
+            why = f"status={status}"
+        except InvalidPlan as bad:
+            sys.stderr.write(f"{bad.code}: {bad}\n")
+            return 2
+        except WhimbrelError as error:
+            why = f"{error.code}: {error}"
         if time.monotonic() - began > STEADY_S:
             pause_s = FIRST_PAUSE_S
-        log.warning("server.died status=%s, started again in %.1f s", status, pause_s)
+        log.warning("server.died %s, started again in %.1f s", why, pause_s)
         ending.wait(pause_s)
         pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
     return 0
+
+
+def _start(config_path: Path, sock: socket.socket | None) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", "whimbrel.stream"]
+    if sock is None:
+        return subprocess.Popen([*argv, str(config_path)])
+    fd = sock.fileno()
+    return subprocess.Popen([*argv, "--socket", str(fd), str(config_path)], pass_fds=(fd,))
+
+
+def _watch(child: subprocess.Popen[bytes], config_path: Path, config: StreamConfig, sock: socket.socket | None) -> int:
+    """The status of the child when it has ended; meanwhile there is always somebody else who holds the socket."""
+    while True:
+        try:
+            return child.wait(None if sock is None else LOOK_S)
+        except subprocess.TimeoutExpired:
+            if sock is not None and held.holder(config_path) is None:
+                with contextlib.suppress(WhimbrelError):
+                    held.start(config_path, config, sock)
+
+
+def _wait_for_orphan(config: StreamConfig, ending: threading.Event) -> None:
+    """Wait while a server runs that another parent left: the next one may not touch its map before."""
+    try:
+        fd = os.open(f"{config.map_stem}.lock", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        while not ending.is_set():
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                ending.wait(ORPHAN_LOOK_S)
+        with contextlib.suppress(WhimbrelError):
+            ask(Path(config.control_path), "stop")
+    finally:
+        os.close(fd)
 
 
 def detach() -> None:
