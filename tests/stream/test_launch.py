@@ -71,6 +71,29 @@ def test_launch_adopts_what_runs_and_the_supervisor_starts_it_again(spot: Path, 
     until(lambda: not _alive(third), "end by the supervisor")
 
 
+def test_a_server_that_lost_its_parent_gets_another_by_the_next_launch(spot: Path, config: StreamConfig) -> None:
+    launch(spot / "disk.json")
+    first, parent = pid_of(spot), _supervisor(spot / "disk.json")
+    assert parent is not None
+    os.kill(parent, signal.SIGKILL)
+    until(lambda: _supervisor(spot / "disk.json") is None, "end of the parent")
+    launch(spot / "disk.json")
+    assert _supervisor(spot / "disk.json") not in {None, parent}
+    assert pid_of(spot) == first
+    os.kill(first, signal.SIGKILL)
+    second = until(lambda: pid_of(spot) not in {0, first} and pid_of(spot), "server of the other parent")
+
+    parent = _supervisor(spot / "disk.json")
+    assert parent is not None
+    os.kill(parent, signal.SIGKILL)
+    until(lambda: _supervisor(spot / "disk.json") is None, "end of the other parent")
+    launch(spot / "disk.json")
+    stop(spot / "control")
+    assert not _alive(second)
+    until(lambda: _supervisor(spot / "disk.json") is None, "end of the parent, for the server ended in order")
+    assert pid_of(spot) == 0
+
+
 def test_another_streams_server_is_not_adopted(spot: Path, config: StreamConfig) -> None:
     launch(spot / "disk.json")
     other = config.model_copy(update={"source_identity": "another"})

@@ -42,15 +42,18 @@ def launch(config_path: Path, *, launcher: Launcher = "process", timeout_s: floa
     """
     config = read_config(config_path)
     with _alone(config_path):
-        runs = _runs(config)
-        if runs and (launcher == "systemd" or _supervisor(config_path) is not None):
+
+        def well() -> bool:
+            return _runs(config) and (launcher == "systemd" or _supervisor(config_path) is not None)
+
+        if well():
             return
         # One that runs unsupervised gets a parent, which waits for its end.
         if launcher == "systemd":
             _systemctl("start", unit_of(config_path))
         else:
             _spawn(config_path)
-        if not _within(timeout_s, lambda: _runs(config)):
+        if not _within(timeout_s, well):
             raise Unavailable(
                 f"the streaming server of {config_path} does not answer {timeout_s:g} s after its start: "
                 f"{_tail(config_path) if launcher == 'process' else 'see its journal'}",

@@ -24,6 +24,7 @@ from whimbrel.errors import InvalidPlan, WhimbrelError
 from whimbrel.stream import held
 from whimbrel.stream.config import StreamConfig, read_config
 from whimbrel.stream.control import ask
+from whimbrel.stream.mapfile import HEADER_BYTES, unpack_header
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
@@ -66,8 +67,7 @@ def supervise(config_path: Path) -> int:
         try:
             config = read_config(config_path)
             sock = held.take(config_path, config, sock)
-            _wait_for_orphan(config, ending)
-            if ending.is_set():
+            if _orphan_ended_well(config, ending) or ending.is_set():
                 break
             child = _start(config_path, sock)
             if ending.is_set():
@@ -108,23 +108,39 @@ def _watch(child: subprocess.Popen[bytes], config_path: Path, config: StreamConf
                     held.start(config_path, config, sock)
 
 
-def _wait_for_orphan(config: StreamConfig, ending: threading.Event) -> None:
-    """Wait while a server runs that another parent left: the next one may not touch its map before."""
+def _orphan_ended_well(config: StreamConfig, ending: threading.Event) -> bool:
+    """Wait while a server runs that another parent left: the next may not touch its map before. Whether none is wanted.
+
+    An orderly end marks the map clean, which every start undoes.
+    """
     try:
         fd = os.open(f"{config.map_stem}.lock", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
-        return
+        return False
+    waited = False
     try:
         while not ending.is_set():
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
             except BlockingIOError:
+                waited = True
                 ending.wait(ORPHAN_LOOK_S)
+            else:
+                return waited and _clean(Path(f"{config.map_stem}.durable"))
         with contextlib.suppress(WhimbrelError):
             ask(Path(config.control_path), "stop")
+        return True
     finally:
         os.close(fd)
+
+
+def _clean(durable: Path) -> bool:
+    try:
+        with durable.open("rb") as file:
+            header = unpack_header(file.read(HEADER_BYTES))
+    except OSError:
+        return False
+    return header is not None and header.clean
 
 
 def detach() -> None:
