@@ -116,6 +116,16 @@ def openstack_root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
+def ceph_lab(openstack_root: Path) -> OpenStackLab:
+    """The lab's Ceph with the keys of cloud "a", once per session; of the clouds nothing runs for it."""
+    from labs.openstack import OpenStackLab
+
+    lab = OpenStackLab(openstack_root, ("a",), say=print)
+    lab.up_ceph()
+    return lab
+
+
+@pytest.fixture(scope="session")
 def openstack_lab(openstack_root: Path) -> OpenStackLab:
     """OpenStack cloud "a", once per session."""
     from labs.openstack import OpenStackLab
