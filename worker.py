@@ -27,6 +27,7 @@ from activities.drill import DrillActivities
 from activities.handover import HandoverActivities
 from activities.health import HealthActivities
 from activities.hydration import NotifyStream
+from activities.imports import ImportActivities
 from activities.inventory import InventoryActivities
 from activities.ledger import LedgerActivities
 from activities.point import PointActivities
@@ -232,7 +233,18 @@ def data_activities(
         notify_stream=notify_stream,
         no_progress_s=no_progress_s,
     )
+    imports = ImportActivities(
+        clouds,
+        state_dir,
+        socket_dir or state_dir / "sockets",
+        launch,
+        notify=notify,
+        no_progress_s=no_progress_s,
+    )
     return [
+        imports.begin,
+        imports.fill,
+        imports.give_up,
         copy.copy_disk,
         copy.compare_disk,
         copy.discard,

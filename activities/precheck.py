@@ -79,7 +79,7 @@ class PrecheckActivities:
                 migration=wanted.migration,
                 state_dir=self._state_dir,
                 patient=activity.info().attempt < PROBE_ATTEMPTS,
-                look=wanted.drill or plan.mode == "streaming",
+                look=target.imports is None and (wanted.drill or plan.mode == "streaming"),
             )
         else:
             self._state_dir.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,8 +30,9 @@ from whimbrel.model.endpoint import FileEndpoint, MemoryEndpoint, NbdEndpoint
 from whimbrel.model.extent import Extent
 from whimbrel.model.progress import VerifyRecord
 from whimbrel.ports.cloud import CloudRegistry
-from whimbrel.stream.config import ListenAt, StreamConfig, read_config
+from whimbrel.stream.config import HttpListen, ListenAt, StreamConfig, read_config
 from whimbrel.stream.control import ask
+from whimbrel.stream.http.token import ensure_token
 from whimbrel.stream.place import Place, governor_file, traces_of
 from whimbrel.stream.proof import prove
 from whimbrel.stream.protect.config import ProtectConfig
@@ -84,9 +86,10 @@ class StreamActivities:
             place = self._place(wanted.migration, disk.disk.spec.key)
             config = self._config(wanted, disk, place)
             self._serve(place, config, disk)
-            endpoint = NbdEndpoint(unix_path=str(place.nbd), export=config.export, writable=True)
-            served.append(ServedDisk(key=disk.disk.spec.key, endpoint=endpoint))
-        return ServeResult(disks=tuple(served))
+            if config.http is None:
+                endpoint = NbdEndpoint(unix_path=str(place.nbd), export=config.export, writable=True)
+                served.append(ServedDisk(key=disk.disk.spec.key, endpoint=endpoint))
+        return ServeResult(disks=tuple(served), imports=self._clouds.get(wanted.cloud).imports is not None)
 
     def _config(self, wanted: ServeInput, disk: DiskStream, place: Place) -> StreamConfig:
         key, policy = disk.disk.spec.key, wanted.policy
@@ -99,8 +102,16 @@ class StreamActivities:
         shadow = disk.shadow
         if shadow is not None and not isinstance(shadow, (NbdEndpoint, FileEndpoint, MemoryEndpoint)):
             raise Unsupported(f"the shadow of disk {key} cannot be reached through {shadow.kind}")
-        serving = self._clouds.get(wanted.cloud).serving
-        path = serving.local_path(disk.disk.volume)
+        cloud = self._clouds.get(wanted.cloud)
+        if cloud.imports is None:
+            path = cloud.serving.local_path(disk.disk.volume)
+            client = cloud.serving.client()
+            reached: dict[str, object] = {
+                "listen": (ListenAt(unix_path=str(place.nbd), unix_mode=SOCKET_MODE, unix_client=client),)
+            }
+        else:
+            path = str(place.cache)
+            reached = {"http": _http(place, cloud.imports.gateway_address)}
         limit = self._governor.host_limit_bytes_per_s
         traces: tuple[str, ...] = ()
         if policy.prefetch:
@@ -113,10 +124,11 @@ class StreamActivities:
                 "size_bytes": disk.source.size_bytes,
                 "source": source,
                 "source_identity": f"{wanted.migration}/{key}/{wanted.epoch}",
-                "listen": (ListenAt(unix_path=str(place.nbd), unix_mode=SOCKET_MODE, unix_client=serving.client()),),
+                **reached,
                 "control_path": str(place.control),
                 "bandwidth_bytes_per_s": wanted.bandwidth_bytes_per_s,
-                "source_fail_after_s": policy.source_fail_after_s,
+                # An error would be the guest's, and may cost what it wrote: storage that imports is made to wait.
+                "source_fail_after_s": policy.source_fail_after_s if cloud.imports is None else None,
                 "protect": ProtectConfig(
                     mode=policy.protect if shadow is not None else "none",
                     shadow=shadow,
@@ -136,7 +148,7 @@ class StreamActivities:
         if before is not None and before != config:
             self._move(place, before, config)
         place.write_config(config)
-        if disk.precopied and not seeded(config):
+        if disk.precopied and config.http is None and not seeded(config):
             missing = list(_changed(disk))
             # Before anything is fetched: should the take-over be taken back, a round must not trust these places.
             manifest = manifest_path(self._state_dir, place.migration, disk.disk.spec.key)
@@ -276,6 +288,26 @@ def _drained(place: Place) -> bool:
         if protect.get("away_s") is not None:
             return False
     return False
+
+
+def _http(place: Place, address: str) -> HttpListen:
+    """Where the storage reads: the same place for as long as the stream exists, for it stands in the image's header."""
+    before = read_config(place.config).http if place.config.exists() else None
+    if before is not None:
+        return before
+    place.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    ensure_token(place.token)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as probe:
+        try:
+            probe.bind((address, 0))
+        except OSError as error:
+            raise Unavailable(
+                f"this mover cannot listen on gateway_address {address}: {error.strerror}",
+                action="give gateway_address an address of this mover that the cloud's hosts reach",
+            ) from error
+        port = int(probe.getsockname()[1])
+    return HttpListen(address=address, port=port, token_path=str(place.token), bulk_from=("self",))
 
 
 def _changed(disk: DiskStream) -> Iterator[Extent]:

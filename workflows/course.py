@@ -56,7 +56,12 @@ class Course:
 
     @property
     def brings_writes_back(self) -> bool:
-        """Whether a rollback copies the target's writes; other modes have them at the source already, or say so."""
+        """Whether a rollback copies the target's writes; other modes have them at the source already, or say so.
+
+        Where the target's storage imports, its first state is kept for that, whatever the plan says.
+        """
+        if self.plan.mode == "streaming":
+            return self.journal.imports and not self.drill
         return self.plan.keep_writes and self.plan.mode in {"incremental", "cold"}
 
     @property

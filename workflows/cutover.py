@@ -219,7 +219,7 @@ def _wants_first_state(course: Course) -> bool:
 
 
 async def start_target(course: Course, *, freeze: bool) -> None:
-    """Start the target; where it can start paused, with ``freeze`` a point in time is taken before its first write.
+    """Start the target; with ``freeze`` a point in time is taken before its first write, paused or still off.
 
     That point serves the comparison while the guest runs already, and its token is where a rollback with
     ``keep_writes`` begins.
@@ -239,6 +239,8 @@ async def start_target(course: Course, *, freeze: bool) -> None:
         journal.target_ran = True
         await call(ComputeActivities.resume, vm, summary="let the target run")
     else:
+        if freeze:
+            await _freeze_first_state(course)
         journal.target_ran = True
         await call(
             ComputeActivities.start,

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from datetime import timedelta
-from typing import Literal
+from typing import Literal, TypeVar
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, FailureError
+from temporalio.workflow import ActivityHandle
 
+from activities.imports import ImportActivities
+from activities.point import PointActivities
 from activities.serving import ServingActivities
 from activities.shadow import ShadowActivities
 from activities.stream import StreamActivities
 from whimbrel.contracts import failure
-from whimbrel.contracts.activity_io import VmInput
+from whimbrel.contracts.activity_io import ClosePointInput, VmInput
 from whimbrel.contracts.stream_io import (
     HydrateInput,
     HydrateResult,
@@ -33,7 +36,10 @@ from workflows.closing import commit, confirm
 from workflows.copying import REOPEN_FIRST_S, REOPEN_MAX_S, RETRYABLE, open_point
 from workflows.course import Course
 from workflows.keeping_writes import stop_target as stop_vm
-from workflows.taking_over import open_shadow, serve, shadow_input
+from workflows.taking_over import import_input, open_shadow, serve, shadow_input
+from workflows.verifying import compare_all
+
+T = TypeVar("T")
 
 
 async def hydrate(course: Course) -> None:
@@ -41,6 +47,9 @@ async def hydrate(course: Course) -> None:
     journal = course.journal
     journal.enter(Phase.HYDRATE)
     await course.step("hydrate", lambda: _hydrate(course))
+    if journal.imports:
+        # All is on the mover now: the storage takes it from there as fast as it can, and the guest's misses are short.
+        await course.step("import", lambda: _import(course))
     journal.hydrated_at = workflow.now()
 
 
@@ -123,13 +132,37 @@ async def _hydrate(course: Course, *, keep: bool = False) -> None:
         return
 
 
+async def _import(course: Course) -> None:
+    """Until the target's storage has every byte, and asks the servers for nothing any more."""
+    wait_s = REOPEN_FIRST_S
+    while True:
+        await course.unpaused()
+        handle = start(
+            ImportActivities.fill, import_input(course), summary="import into the target's storage",
+            queue=course.data_queue,
+        )  # fmt: skip
+        try:
+            if await _unless_told(course, handle) is None:
+                continue
+        except ActivityError as error:
+            found = failure.read(error)
+            if found.code not in RETRYABLE:
+                raise
+            course.journal.trouble = course.trouble("import", found, Phase.HYDRATE)
+            course.show()
+            await workflow.sleep(timedelta(seconds=wait_s), summary=f"{found.code}: it goes on where it was")
+            wait_s = min(wait_s * 2, REOPEN_MAX_S)
+            continue
+        course.journal.trouble = None
+        return
+
+
 async def _watch(course: Course, *, keep: bool) -> HydrateResult | None:
     """One hydration activity; None when it was stopped because the operator wants other settings.
 
     With ``keep`` it goes on when all has arrived, until it is cancelled.
     """
     journal, wishes = course.journal, course.wishes
-    generation = wishes.copy_generation
     paused = wishes.paused
     job = HydrateInput(
         migration=journal.migration,
@@ -147,6 +180,13 @@ async def _watch(course: Course, *, keep: bool) -> HydrateResult | None:
         summary=_summary(keep=keep, paused=paused),
         queue=course.data_queue,
     )
+    return await _unless_told(course, handle)
+
+
+async def _unless_told(course: Course, handle: ActivityHandle[T]) -> T | None:
+    """The activity's result; None when it was stopped because the operator wants other settings."""
+    wishes = course.wishes
+    generation, paused = wishes.copy_generation, wishes.paused
     try:
         await workflow.wait_condition(
             lambda: handle.done() or wishes.copy_generation != generation or wishes.paused != paused
@@ -186,10 +226,16 @@ async def open_again(course: Course) -> None:
 
 
 async def prove(course: Course) -> None:
-    """Compare every chunk that the guest never wrote with the source. Raises ApplicationError (DataMismatch)."""
+    """Compare every chunk that the guest never wrote with the source. Raises ApplicationError (DataMismatch).
+
+    Where the target's storage imported, its first state is compared, whole: what the guest wrote is not in it.
+    """
     journal = course.journal
     journal.enter(Phase.VERIFY)
     assert journal.source_point is not None
+    if journal.imports:
+        await _prove_first_state(course)
+        return
 
     async def one(disk: DiskPoint) -> VerifyRecord:
         job = ProveInput(
@@ -220,6 +266,21 @@ async def prove(course: Course) -> None:
             type=DataMismatch.__name__,
             non_retryable=True,
         )
+
+
+async def _prove_first_state(course: Course) -> None:
+    journal, plan = course.journal, course.plan
+    assert journal.source_point is not None
+    assert journal.target_ref is not None
+    if journal.target_point is None:
+        return  # compared, and closed, by an earlier attempt of the step
+    await compare_all(course, journal.source_point.disks, journal.target_point.disks, mode="full")
+    wanted = ClosePointInput(
+        cloud=plan.target, ref=journal.target_ref, key=journal.target_point.key, migration=journal.migration
+    )
+    # Its token stays until confirm: a rollback begins there.
+    await call(PointActivities.close, wanted, summary="close the target's first state")
+    journal.target_point = None
 
 
 async def switch(course: Course) -> None:

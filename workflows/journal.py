@@ -81,6 +81,8 @@ class Journal:
     epoch: str = ""
     """Names the state that is streamed."""
     shadow: WriterSession | None = None
+    imports: bool = False
+    """The target's volumes are imported by its storage, from the servers."""
     stream: StreamFigures | None = None
     stream_slow: bool = False
     """Misses wait longer than the plan allows; the background yields."""

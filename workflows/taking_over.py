@@ -9,13 +9,14 @@ from temporalio import workflow
 from temporalio.exceptions import FailureError
 
 from activities.compute import ComputeActivities
+from activities.imports import ImportActivities
 from activities.shadow import ShadowActivities
 from activities.stream import StreamActivities
 from activities.volume import VolumeActivities
 from whimbrel.contracts import failure
 from whimbrel.contracts.activity_io import CloseWriterInput, StartInput
 from whimbrel.contracts.migration import UndoStep
-from whimbrel.contracts.stream_io import DiskStream, ServeInput, ShadowInput
+from whimbrel.contracts.stream_io import DiskStream, ImportInput, ServeInput, ShadowInput
 from whimbrel.contracts.timeouts import CUTOVER
 from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import point_key, shadow_key, writer_key
@@ -23,7 +24,7 @@ from whimbrel.model.progress import Phase
 from workflows.calls import call
 from workflows.copying import MOVER_WAIT, epoch, open_point
 from workflows.course import Course
-from workflows.cutover import Retreated, last_precheck, rebuild, retreat, stop_source
+from workflows.cutover import Retreated, last_precheck, rebuild, retreat, start_target, stop_source
 
 
 async def take_over(course: Course) -> None:
@@ -72,6 +73,7 @@ async def _serve_last_state(course: Course) -> None:
     journal.push(UndoStep(kind="stop-stream"))
     # Where tracking cannot say what changed (also ``by_hash``), all of it is streamed: that costs no outage.
     await serve(course)
+    await begin_imports(course)
 
 
 async def open_shadow(course: Course) -> None:
@@ -133,16 +135,37 @@ async def serve(course: Course, *, record: bool = False) -> None:
         timing=CUTOVER,
         schedule_to_close=None if journal.target_ran else MOVER_WAIT,
     )
+    journal.imports = made.imports
     endpoints = {disk.key: disk.endpoint for disk in made.disks}
-    journal.disks = tuple(disk.model_copy(update={"served": endpoints[disk.spec.key]}) for disk in journal.disks)
+    journal.disks = tuple(disk.model_copy(update={"served": endpoints.get(disk.spec.key)}) for disk in journal.disks)
     for disk in journal.disks:
         journal.note(plan.target, "stream", f"{journal.migration}/{disk.spec.key}", Fate.CREATED)
+
+
+async def begin_imports(course: Course) -> None:
+    """Where the target's storage imports, let the volumes read from the servers; elsewhere nothing."""
+    if not course.journal.imports:
+        return
+    course.journal.push(UndoStep(kind="give-up-imports"))
+    await call(
+        ImportActivities.begin, import_input(course), summary="let the volumes read from the servers",
+        queue=course.data_queue, timing=CUTOVER,
+    )  # fmt: skip
+
+
+def import_input(course: Course) -> ImportInput:
+    """All volumes of the target."""
+    journal = course.journal
+    return ImportInput(cloud=course.plan.target, migration=journal.migration, disks=journal.disks)
 
 
 async def _start(course: Course) -> None:
     """From here on the target may write: only a rollback leads back."""
     journal, plan = course.journal, course.plan
     assert journal.target_ref is not None
+    if journal.imports:
+        await start_target(course, freeze=True)
+        return
     journal.target_ran = True
     journal.shadow_kept = journal.shadow is not None
     await call(

@@ -8,6 +8,7 @@ from temporalio.exceptions import FailureError
 from activities.compute import ComputeActivities
 from activities.copy import CopyActivities
 from activities.handover import HandoverActivities
+from activities.imports import ImportActivities
 from activities.point import PointActivities
 from activities.shadow import ShadowActivities
 from activities.stream import StreamActivities
@@ -25,7 +26,7 @@ from whimbrel.contracts.activity_io import (
 from whimbrel.contracts.handover_io import HandoverInput, RemoveMarkersInput
 from whimbrel.contracts.lending import COPY_RETURNED_SIGNAL, CopyReturned
 from whimbrel.contracts.migration import UndoStep
-from whimbrel.contracts.stream_io import ShadowInput, StopStreamInput, StreamInput
+from whimbrel.contracts.stream_io import ImportInput, ShadowInput, StopStreamInput, StreamInput
 from whimbrel.contracts.timeouts import COMPENSATION
 from whimbrel.model.ledger import Fate, ObjectKind
 from whimbrel.model.naming import marker_name, shadow_key, workflow_id, writer_key
@@ -71,6 +72,7 @@ async def _undo(course: Course, step: UndoStep) -> None:
         "restore-source": _restore_source,
         "settle-shadow": _settle_shadow,
         "stop-stream": _stop_stream,
+        "give-up-imports": _give_up_imports,
         "remove-target-vm": _remove_target_vm,
         "remove-markers": _remove_markers,
         "reclaim-source": _reclaim_source,
@@ -139,6 +141,16 @@ async def _stop_stream(course: Course, step: UndoStep) -> None:
         StreamActivities.stop, wanted, summary="end the streaming servers", queue=course.data_queue, timing=COMPENSATION
     )
     _gone(course, plan.target, "stream")
+
+
+async def _give_up_imports(course: Course, step: UndoStep) -> None:
+    """Before the servers end: the storage asks them once more."""
+    del step
+    journal = course.journal
+    wanted = ImportInput(cloud=course.plan.target, migration=journal.migration, disks=journal.disks)
+    await call(
+        ImportActivities.give_up, wanted, summary="end the imports into the target volumes", queue=course.data_queue
+    )
 
 
 async def _settle_shadow(course: Course, step: UndoStep) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Literal
 
 from temporalio.exceptions import ApplicationError
 
@@ -16,9 +17,19 @@ from workflows.calls import call
 from workflows.course import Course
 
 
-async def compare_all(course: Course, source: Sequence[DiskPoint], target: Sequence[DiskPoint]) -> None:
-    """Compare all disks and keep the records. Raises ApplicationError (DataMismatch) with the first offsets."""
+async def compare_all(
+    course: Course,
+    source: Sequence[DiskPoint],
+    target: Sequence[DiskPoint],
+    *,
+    mode: Literal["full", "sampled"] | None = None,
+) -> None:
+    """Compare all disks, as the plan says or as ``mode`` does, and keep the records.
+
+    Raises ApplicationError (DataMismatch) with the first offsets.
+    """
     policy = course.plan.verify
+    mode = mode or policy.mode
     targets = {disk.key: disk for disk in target}
 
     async def one(disk: DiskPoint) -> VerifyRecord:
@@ -27,12 +38,12 @@ async def compare_all(course: Course, source: Sequence[DiskPoint], target: Seque
             disk=disk.key,
             source=disk,
             target=targets[disk.key],
-            mode=policy.mode,
+            mode=mode,
             sample_fraction=policy.sample_fraction,
             lanes=course.plan.lanes,
         )
         result = await call(
-            CopyActivities.compare_disk, job, summary=f"compare {disk.key} ({policy.mode})", queue=course.data_queue
+            CopyActivities.compare_disk, job, summary=f"compare {disk.key} ({mode})", queue=course.data_queue
         )
         return result.record
 

@@ -77,6 +77,7 @@ class LibvirtCloud:
         self.handover: HandoverPort | None = LibvirtHandover(self._connection, mover, reach)
         self.networks = LibvirtNetworks(self._connection, isolated=isolated_networks)
         self.guest = LibvirtGuest(self._connection)
+        self.imports = None
         self.serving = LibvirtServing(self._connection, mover, reach)
         self.shadows = LibvirtShadows(self._connection, mover, reach)
 

@@ -7,6 +7,7 @@ from drivers.memory.compute import MemoryCompute
 from drivers.memory.facts import source_facts, target_facts
 from drivers.memory.guest import MemoryGuest
 from drivers.memory.handover import MemoryHandover
+from drivers.memory.imports import MemoryImports
 from drivers.memory.networks import MemoryNetworks
 from drivers.memory.points import MemoryPoints
 from drivers.memory.serving import MemoryServing
@@ -18,6 +19,7 @@ from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.compute import ComputePort
 from whimbrel.ports.guest import GuestPort
 from whimbrel.ports.handover import HandoverPort
+from whimbrel.ports.imports import ImportPort
 from whimbrel.ports.network import NetworkPort
 from whimbrel.ports.point_in_time import PointInTimePort
 from whimbrel.ports.serving import ServingPort
@@ -42,6 +44,11 @@ class MemoryCloud:
         self.serving: ServingPort = MemoryServing(state)
         self.shadows: ShadowPort = MemoryShadows(state)
         self.handover: HandoverPort | None = MemoryHandover(state)
+
+    @property
+    def imports(self) -> ImportPort | None:
+        """As its scenario has set it."""
+        return MemoryImports(self._state) if self._state.capabilities.imports else None
 
     @property
     def log(self) -> CallLog:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 
 from drivers.memory.calls import CallLog, port_call
+from drivers.memory.imports import imports
 from drivers.memory.state import CloudState, StopPlan, Vm, VolumeId
 from whimbrel.dataplane.devices import open_device
 from whimbrel.errors import Conflict, NotFound, Unsupported
@@ -140,10 +141,12 @@ class MemoryCompute:
     def _refuse_if_held(self, vm: Vm) -> None:
         if vm.held is not None:
             raise Conflict(f"VM {vm.spec.name} cannot start: migration {vm.held.migration} has taken its disks")
+        if not vm.tokens and any(imports(self._state.disk_of(vm, key)) for key in vm.volumes):
+            raise Conflict(f"VM {vm.spec.name} cannot start: its disks are imported and no point of them was taken")
         writer = self._state.writer_on(set(vm.volumes.values()))
         if writer is not None:
             raise Conflict(f"VM {vm.spec.name} cannot start: writer session {writer} holds a disk of it", writer=writer)
-        if vm.point is not None:
+        if vm.point is not None and not self._state.capabilities.imports:
             raise Conflict(f"VM {vm.spec.name} cannot start: point {vm.point.key} reads its disks", point=vm.point.key)
         for volume in vm.volumes.values():
             users = self._state.openers(volume) if self._state.image_locks else []

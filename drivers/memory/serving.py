@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drivers.memory.calls import CallLog, port_call
 from drivers.memory.disk import GRAIN_BYTES, Disk
+from drivers.memory.imports import detach, imports
 from drivers.memory.state import CloudState, Vm
 from whimbrel.errors import Conflict, NotFound, Unsupported
 from whimbrel.model.vm import Power, TargetDisk, VolumeRef
@@ -57,6 +58,7 @@ class MemoryServing:
                 self._check(vm, disk)
             for disk in disks:
                 volume = self._state.volumes[vm.volumes[disk.spec.key]]
+                detach(volume.disk)
                 if disk.spec.key in vm.served:
                     if volume.file is not None:
                         read_file(volume.file, volume.disk)
@@ -71,9 +73,10 @@ class MemoryServing:
 
     @port_call(PORT)
     def served_disks(self, ref: str) -> Sequence[str]:
-        """Keys of the VM's served disks."""
+        """Keys of the VM's disks that are served, or still import."""
         with self._state.lock:
-            return sorted(self._state.vm(ref).served)
+            vm = self._state.vm(ref)
+            return sorted({*vm.served, *(key for key in vm.volumes if imports(self._state.disk_of(vm, key)))})
 
     def _check(self, vm: Vm, disk: TargetDisk) -> None:
         self._state.disk_of(vm, disk.spec.key)

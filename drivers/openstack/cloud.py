@@ -46,6 +46,7 @@ class OpenStackCloud:
         self.volumes = OpenStackVolumes(self._connection, self._backing)
         self.points = OpenStackPoints(self._connection, self._backing)
         self.guest = OpenStackGuest(self._connection)
+        self.imports = None
         self.serving = NoServing()
         self.shadows = NoShadows()
         self.handover: HandoverPort | None = OpenStackHandover(self._connection, self._backing)

@@ -24,7 +24,16 @@ def _streams(**changes: Any) -> Any:
     return facts(**{**STREAMS, **changes})
 
 
+def _imports(**changes: Any) -> Any:
+    return _streams(target__capabilities__imports=True, path__target_file_seen=None, **changes)
+
+
 STREAMING: tuple[Case, ...] = (
+    case_ok("stream.capable", _imports(), "storage imports"),
+    case_found("stream.capable", _imports(plan__stream=StreamPolicy(protect="mirror")), "protect: mirror", "none"),
+    case_found("stream.capable", _imports(plan__stream=StreamPolicy(precopy=True)), "whole", "mode incremental"),
+    case_ok("stream.target-file", _imports(), "storage imports"),
+    case_ok("stream.protect", _imports(), "brought back"),
     case_ok("stream.capable", _streams(), "protect: none"),
     case_ok("stream.capable", facts(**DRILL), "serves disks"),
     case_found("stream.capable", _streams(target__capabilities__serve_disks=False), "kvm-b", "mode incremental"),

@@ -23,6 +23,7 @@ UndoKind = Literal[
     "restore-source",
     "settle-shadow",
     "stop-stream",
+    "give-up-imports",
     "remove-target-vm",
     "remove-markers",
     "reclaim-source",

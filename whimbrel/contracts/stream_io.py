@@ -46,9 +46,18 @@ class ServedDisk(Frozen):
 
 
 class ServeResult(Frozen):
-    """All disks, each on its export."""
+    """All disks, each on its export; none where the target's storage imports from the servers."""
 
     disks: tuple[ServedDisk, ...]
+    imports: bool = False
+
+
+class ImportInput(Frozen):
+    """Volumes that import from the servers of a migration."""
+
+    cloud: str
+    migration: str
+    disks: tuple[TargetDisk, ...]
 
 
 class HydrateInput(Frozen):

@@ -136,7 +136,9 @@ class Capabilities(Frozen):
     start_paused: bool = False
     """A VM can be started with its CPUs stopped, so that a point in time is taken before its first write."""
     serve_disks: bool = False
-    """A VM can run on disks served over NBD and be switched to its own volumes (``ServingPort``)."""
+    """A VM can run on disks that are fed while it runs, and be put on its own volumes for good (``ServingPort``)."""
+    imports: bool = False
+    """They are fed by an import of the cloud's storage (``ImportPort``), not by a server that writes the volume."""
     shadows: bool = False
     """Writes at the target can be kept in overlays over the stopped VM's disks (``ShadowPort``)."""
     handover: bool = False

@@ -9,6 +9,7 @@ from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.compute import ComputePort
 from whimbrel.ports.guest import GuestPort
 from whimbrel.ports.handover import HandoverPort
+from whimbrel.ports.imports import ImportPort
 from whimbrel.ports.network import NetworkPort
 from whimbrel.ports.point_in_time import PointInTimePort
 from whimbrel.ports.serving import ServingPort
@@ -57,6 +58,11 @@ class Cloud(Protocol):
     @property
     def serving(self) -> ServingPort:
         """VMs on served disks; used where ``Capabilities.serve_disks``."""
+        ...
+
+    @property
+    def imports(self) -> ImportPort | None:
+        """How its volumes are fed by import; None where a streaming server writes them (``ServingPort.local_path``)."""
         ...
 
     @property

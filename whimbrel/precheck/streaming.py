@@ -37,6 +37,8 @@ def capable(facts: PrecheckFacts) -> Answer:
             "use mode incremental",
         )
     protect = "none" if facts.drill else facts.plan.stream.protect
+    if target_can(facts).imports:
+        return _can_import(facts, protect)
     if protect != "none" and not source_can(facts).shadows:
         return found(
             f"{facts.plan.source} ({source_can(facts).kind}) cannot keep the target's writes (protect: {protect})",
@@ -45,11 +47,27 @@ def capable(facts: PrecheckFacts) -> Answer:
     return ok(f"target serves disks; protect: {protect}")
 
 
+def _can_import(facts: PrecheckFacts, protect: str) -> Answer:
+    if protect != "none":
+        return found(
+            f"the guest writes straight into the storage of {facts.plan.target} (protect: {protect})",
+            "set stream.protect: none; a rollback brings the target's writes back all the same",
+        )
+    if facts.plan.stream.precopy and not facts.drill:
+        return found(
+            f"volumes of {facts.plan.target} are imported whole, nothing can be copied before",
+            "set stream.precopy: false, or use mode incremental, which ends with a small last delta",
+        )
+    return ok("the target's storage imports; a rollback brings the target's writes back")
+
+
 @rule("stream.target-file", "the mover opens the target's volumes", Severity.BLOCK, stages=START)
 def target_file(facts: PrecheckFacts) -> Answer:
     """The streaming server writes the volume under its path: it must run on the VM's host, or see the same storage."""
     if not streams(facts):
         return ok("nothing is streamed")
+    if target_can(facts).imports:
+        return ok("the target's storage imports: no volume is opened here")
     if facts.path.target_file_seen is None:
         raise FactMissing(f"whether the mover sees the target's volumes: {facts.path.why_not or 'not tried'}")
     if not facts.path.target_file_seen:
@@ -96,6 +114,8 @@ def protected(facts: PrecheckFacts) -> Answer:
     """With ``protect: none`` a rollback goes back to the source as it was stopped."""
     if facts.drill or facts.plan.mode != "streaming":
         return ok("not a matter of this mode")
+    if target_can(facts).imports:
+        return ok("what the target writes is told by its storage, and brought back by a rollback")
     if facts.plan.stream.protect == "none":
         return found(
             "what the target writes before confirm is lost by a rollback (stream.protect: none)",

@@ -1,0 +1,123 @@
+"""Activities on volumes that their cloud imports from the streaming servers of this host; they run beside these."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from temporalio import activity
+
+from activities.bulk import BulkWatch, Notify
+from activities.stream import Launch
+from whimbrel.contracts.activity_io import Done
+from whimbrel.contracts.stream_io import ImportInput
+from whimbrel.errors import Unavailable, Unsupported
+from whimbrel.ports.cloud import CloudRegistry
+from whimbrel.ports.imports import ImportPort
+from whimbrel.stream.config import read_config
+from whimbrel.stream.control import ask
+from whimbrel.stream.http.token import url
+from whimbrel.stream.place import Place
+
+LOOK_S = 1.0
+
+
+class ImportActivities:
+    """Beginning, carrying out and giving up imports. The address with its secret never leaves this host's files."""
+
+    def __init__(
+        self,
+        clouds: CloudRegistry,
+        state_dir: Path,
+        socket_dir: Path,
+        launch: Launch,
+        *,
+        notify: Notify | None = None,
+        no_progress_s: float = 600.0,
+    ) -> None:
+        self._clouds = clouds
+        self._state_dir = state_dir
+        self._socket_dir = socket_dir
+        self._launch = launch
+        self._notify = notify
+        self._no_progress_s = no_progress_s
+
+    @activity.defn(name="import.begin", no_thread_cancel_exception=True)
+    def begin(self, wanted: ImportInput) -> Done:
+        """Let every volume read from its server."""
+        imports = self._port(wanted.cloud)
+        for disk in wanted.disks:
+            place = self._place(wanted, disk.spec.key)
+            http = read_config(place.config).http
+            if http is None:
+                raise Unsupported(f"the streaming server of disk {disk.spec.key} does not serve HTTP")
+            address = url(http.address, http.port, Path(http.token_path))
+            imports.begin(disk, address, migration=wanted.migration)
+        return Done(note=f"{len(wanted.disks)} disks")
+
+    @activity.defn(name="import.fill", no_thread_cancel_exception=True)
+    def fill(self, wanted: ImportInput) -> Done:
+        """Bring every byte to the volumes, one after the other; a server that died meanwhile is started again.
+
+        Raises Unavailable when it does not go on: it is called again, and goes on where it was.
+        """
+        imports = self._port(wanted.cloud)
+        for disk in wanted.disks:
+            place = self._place(wanted, disk.spec.key)
+            with BulkWatch(disk.spec.key, no_progress_s=self._no_progress_s, notify=self._notify) as watch:
+                watch.stage("hydrating")
+                servers = _Alive([place], self._launch)
+
+                def should_stop(watch: BulkWatch = watch, servers: _Alive = servers) -> bool:
+                    servers.look()
+                    return watch.should_stop()
+
+                def on_progress(done: int, total: int, watch: BulkWatch = watch) -> None:
+                    watch.moved(done=done, total=total)
+
+                if not imports.fill(disk, should_stop=should_stop, on_progress=on_progress):
+                    watch.raise_stopped()
+        return Done(note=f"{len(wanted.disks)} disks")
+
+    @activity.defn(name="import.give_up", no_thread_cancel_exception=True)
+    def give_up(self, wanted: ImportInput) -> Done:
+        """End imports that are not complete; the storage asks their servers a last time."""
+        imports = self._port(wanted.cloud)
+        for disk in wanted.disks:
+            place = self._place(wanted, disk.spec.key)
+            if place.config.exists():
+                self._launch(place.config)
+            imports.give_up(disk, migration=wanted.migration)
+        return Done(note=f"{len(wanted.disks)} disks")
+
+    def _port(self, cloud: str) -> ImportPort:
+        found = self._clouds.get(cloud).imports
+        if found is None:
+            raise Unsupported(
+                f"{cloud} does not import volumes any more",
+                action="restore the cloud's entry in whimbrel.yaml as it was when the migration began",
+            )
+        return found
+
+    def _place(self, wanted: ImportInput, disk: str) -> Place:
+        return Place(self._state_dir, self._socket_dir, wanted.migration, disk)
+
+
+class _Alive:
+    """Starts servers again that do not answer; looks once a second."""
+
+    def __init__(self, places: list[Place], launch: Launch) -> None:
+        self._places = places
+        self._launch = launch
+        self._looked_at = 0.0
+
+    def look(self) -> None:
+        now = time.monotonic()
+        if now - self._looked_at < LOOK_S:
+            return
+        self._looked_at = now
+        for place in self._places:
+            try:
+                ask(place.control, "status")
+            except Unavailable:
+                self._launch(place.config)
