@@ -139,6 +139,8 @@ class ConfiguredClouds:
             pools=entry.ceph.pools if entry.ceph is not None else None,
             config_file=Path(entry.clouds_yaml) if entry.clouds_yaml is not None else None,
             region=entry.region,
+            max_concurrent_calls=entry.max_concurrent_calls,
+            calls_per_s=entry.calls_per_s,
         )
 
 

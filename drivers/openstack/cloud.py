@@ -14,6 +14,7 @@ from drivers.openstack.facts import capabilities, source_facts, target_facts
 from drivers.openstack.guest import OpenStackGuest
 from drivers.openstack.handover import OpenStackHandover
 from drivers.openstack.networks import OpenStackNetworks
+from drivers.openstack.pace import MAX_CONCURRENT_CALLS, Pace
 from drivers.openstack.points import OpenStackPoints
 from drivers.openstack.volumes import OpenStackVolumes
 from whimbrel.model.facts import FitFacts, SourceFacts, TargetFacts
@@ -36,9 +37,12 @@ class OpenStackCloud:
         pools: Mapping[str, str] | None = None,
         config_file: Path | None = None,
         region: str | None = None,
+        max_concurrent_calls: int = MAX_CONCURRENT_CALLS,
+        calls_per_s: float | None = None,
     ) -> None:
         self.name = name
-        self._connection = Connection(clouds_yaml_name, config_file=config_file, region=region)
+        pace = Pace(at_once=max_concurrent_calls, per_s=calls_per_s)
+        self._connection = Connection(clouds_yaml_name, config_file=config_file, region=region, pace=pace)
         self._backing = Backing(images, pools or {})
         self._networks = OpenStackNetworks(self._connection)
         self.networks = self._networks

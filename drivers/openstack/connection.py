@@ -17,6 +17,7 @@ from openstack import exceptions as sdk
 from openstack.warnings import OpenStackDeprecationWarning
 
 from drivers.openstack.errors import translate
+from drivers.openstack.pace import Pace, PacedAdapter
 from whimbrel.errors import NotReady
 
 API_TIMEOUT_S = 60
@@ -36,8 +37,11 @@ class Connection:
     microversions and uses for each call the newest that both sides know.
     """
 
-    def __init__(self, cloud: str, *, config_file: Path | None = None, region: str | None = None) -> None:
+    def __init__(
+        self, cloud: str, *, config_file: Path | None = None, region: str | None = None, pace: Pace | None = None
+    ) -> None:
         self.cloud = cloud
+        self._pace = pace or Pace()
         self._config_file = config_file
         self._region = region
         self._lock = threading.Lock()
@@ -69,7 +73,10 @@ class Connection:
                 region = loader.get_one(**choice)
                 for service in ("compute", "block_storage", "network", "image", "identity"):
                     region.config[f"{service}_connect_retries"] = CONNECT_RETRIES
-                self._made = openstack.connection.Connection(config=region, app_name="whimbrel")
+                made = openstack.connection.Connection(config=region, app_name="whimbrel")
+                for scheme in ("http://", "https://"):
+                    made.session.session.mount(scheme, PacedAdapter(self._pace))
+                self._made = made
             return self._made
 
 

@@ -100,7 +100,7 @@ def _answered(error: BaseException, status: int, what: str) -> WhimbrelError:
     request = getattr(error, "request_id", None) or headers.get("x-openstack-request-id")
     evidence = {"status": status, **({"request": request} if request else {})}
     message = f"{what} failed: {_line(error)}"
-    if status == 429 or (status in {413, 503} and "Retry-After" in headers):
+    if asks_for_pause(status, headers):
         return Throttled(message, retry_after_s=pause_s(headers), cause=error, **evidence)
     if status != 401:
         for words, kind, action in BY_WORDS:
@@ -110,6 +110,14 @@ def _answered(error: BaseException, status: int, what: str) -> WhimbrelError:
         kind, action = BY_STATUS[status]
         return kind(message, action=action, cause=error, **evidence)
     return (Unavailable if status >= 500 else InvalidPlan)(message, cause=error, **evidence)
+
+
+def asks_for_pause(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an answer means "later": 429, and 413 or 503 that say when.
+
+    Cinder adds ``Retry-After: 0`` to refusals for a quota (413): that is no pause, and waiting would not help.
+    """
+    return status == 429 or (status in {413, 503} and headers.get("Retry-After", "0").strip() != "0")
 
 
 def pause_s(headers: Mapping[str, str], now: datetime | None = None) -> float:

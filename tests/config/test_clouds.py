@@ -47,6 +47,8 @@ clouds:
     clouds_yaml_name: prod
     clouds_yaml: clouds.yaml
     region: north-1
+    max_concurrent_calls: 4
+    calls_per_s: 2.5
     ceph: {conf: ceph/ceph.conf, user: mover, pools: {fast: volumes-ssd}}
   trial:
     kind: memory
@@ -79,6 +81,8 @@ def test_every_key_arrives_and_relative_paths_start_at_the_file() -> None:
             clouds_yaml_name="prod",
             clouds_yaml="/etc/whimbrel/clouds.yaml",
             region="north-1",
+            max_concurrent_calls=4,
+            calls_per_s=2.5,
             ceph=CephAccess(conf="/etc/whimbrel/ceph/ceph.conf", user="mover", pools={"fast": "volumes-ssd"}),
         ),
         "trial": MemoryCloud(kind="memory"),

@@ -104,6 +104,10 @@ class OpenStackCloud(YamlModel):
     """Path of ``clouds.yaml`` on the machine of the worker."""
     region: str | None = None
     """Region, one of those that the entry lists under ``regions``; the entry's own when not given."""
+    max_concurrent_calls: Annotated[int, Field(ge=1, le=256)] = 16
+    """Most API calls that one worker has under way at once; further ones wait."""
+    calls_per_s: Annotated[float, Field(gt=0)] | None = None
+    """Most API calls that one worker begins in a second. No default: unlimited."""
     ceph: CephAccess | None = None
     """Where the bytes are; without it the cloud can be looked at, and nothing be moved."""
     site: Site | None = None

@@ -84,6 +84,13 @@ def test_a_pause_that_is_asked_for_is_kept(status: int) -> None:
     assert error.retry_after_s == 17.0
 
 
+def test_a_quota_that_says_retry_at_once_is_a_quota() -> None:
+    """Cinder's refusals for a quota (of transfers and backups) carry ``Retry-After: 0``."""
+    told = "VolumeSizeExceedsAvailableQuota: Requested volume or snapshot exceeds allowed gigabytes quota."
+    error = translate(answer(413, told, Retry_After="0"), "accepting a transfer")
+    assert type(error) is QuotaExceeded
+
+
 def test_a_pause_may_be_a_date_or_nonsense() -> None:
     now = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
     assert pause_s({"Retry-After": "Wed, 25 Nov 2026 12:00:30 GMT"}, now) == 30.0
