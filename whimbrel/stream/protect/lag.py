@@ -22,6 +22,8 @@ LEAST_BYTES: Final = 4096
 """What a change counts as at least, so that many small ones are bounded as well."""
 FIRST_BYTES: Final = 128 << 10
 """What may be lacking before any rate has been seen: a shadow may be slow from the start."""
+SLOWEST_BYTES_PER_S: Final = 64 << 10
+"""Until then it is taken to be this slow, where the bound in time leaves room for more than ``FIRST_BYTES``."""
 MEMORY_S: Final = 2.0
 """So much of the time in which the shadow was busy makes the rate."""
 MARGIN: Final = 0.5
@@ -127,7 +129,7 @@ class Lag:
         """So many bytes may be lacking now."""
         rate = self.rate_bytes_per_s
         if rate is None:
-            return min(FIRST_BYTES, self.max_bytes)
+            return min(self.max_bytes, max(FIRST_BYTES, int(SLOWEST_BYTES_PER_S * self.max_s * MARGIN)))
         return min(self.max_bytes, int(rate * self.max_s * MARGIN))
 
     @property
