@@ -218,7 +218,10 @@ def test_a_loan_is_carried_over_continue_as_new(orchestrator: Orchestrator, run:
     before = _vm(orchestrator)
 
     async def story() -> None:
-        plan = _plan(orchestrator, rounds={"cutover": "manual", "min_interval_s": 0.0, "max_interval_s": 0.1})
+        # the drill is held at its checks until the run is continued, which takes a while on a busy machine
+        drill_policy = DRILL | {"timeout_s": 120.0}
+        rounds = {"cutover": "manual", "min_interval_s": 0.0, "max_interval_s": 0.1}
+        plan = _plan(orchestrator, rounds=rounds, drill=drill_policy)
         migrated = await orchestrator.start(plan)
         await migrated.until(lambda now: now.rounds_done >= 2)
         held = orchestrator.hold("health.check")
