@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 from temporalio.client import Client
@@ -100,9 +101,9 @@ class Stage:
         """``whimbrel.yaml`` of this stage."""
         return self.directory / "whimbrel.yaml"
 
-    def write_config(self) -> None:
-        """Name the lab's clouds for workers."""
-        clouds = {
+    def clouds(self) -> dict[str, dict[str, Any]]:
+        """The clouds as ``whimbrel.yaml`` names them."""
+        return {
             name: {
                 "kind": "libvirt",
                 "uri": self.lab.uri(cloud),
@@ -112,8 +113,16 @@ class Stage:
             }
             for cloud, name in CLOUD_NAMES.items()
         }
+
+    def write_config(self) -> None:
+        """Name the lab's clouds for workers."""
         state = str(self.directory / "state")
-        self.config.write_text(yaml.safe_dump({"version": 1, "state_dir": state, "clouds": clouds}))
+        self.config.write_text(yaml.safe_dump({"version": 1, "state_dir": state, "clouds": self.clouds()}))
+
+    def heal(self) -> None:
+        """Start what a test has left dead in the clouds; what runs is left alone."""
+        for cloud in CLOUD_NAMES:
+            self.lab.start_libvirtd(cloud)
 
     @property
     def environment(self) -> dict[str, str]:

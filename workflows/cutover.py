@@ -239,7 +239,8 @@ async def start_target(course: Course, *, freeze: bool) -> None:
         journal.target_ran = True
         await call(ComputeActivities.resume, vm, summary="let the target run")
     else:
-        if freeze:
+        able = journal.capabilities
+        if freeze and (able.points_outlive_start or able.imports):
             await _freeze_first_state(course)
         journal.target_ran = True
         await call(

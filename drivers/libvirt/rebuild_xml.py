@@ -23,7 +23,8 @@ QEMU_DRIVER_FORMATS = {"raw": "raw", "qcow2": "qcow2", "qcow2-v2": "qcow2"}
 
 
 def rebuild(vm: TargetVm, *, console_dir: str | None = None, default_type: str = "qemu") -> str:
-    """Domain XML for ``vm``. Serial ports that log to a file do so below ``console_dir`` if given.
+    """Domain XML for ``vm``. Serial ports that log to a file do so below ``console_dir`` if given, as does the one of a
+    VM that libvirt did not describe.
 
     ``default_type`` (kvm, qemu) serves VMs that come from something else than KVM, also Xen guests. Raises InvalidPlan,
     Unsupported (a Xen guest that no KVM machine fits).
@@ -37,7 +38,7 @@ def rebuild(vm: TargetVm, *, console_dir: str | None = None, default_type: str =
         tag.strip(domain)
         _unbind(domain)
     else:
-        domain = _bare(vm, default_type)
+        domain = _bare(vm, default_type, logged=console_dir is not None)
     _set_text(domain, "name", vm.name, at=0)
     if domain.find("uuid") is None:
         _set_text(domain, "uuid", str(uuid.uuid5(UUID_SPACE, f"{vm.migration}/{source.ref}")), at=1)
@@ -59,8 +60,8 @@ def target_uuid(xml: str) -> str:
     return domain_xml.text(domain_xml.parse(xml), "uuid").lower()
 
 
-def _bare(vm: TargetVm, kind: str) -> ET.Element:
-    """A plain machine from the neutral fields, for a source that libvirt does not describe."""
+def _bare(vm: TargetVm, kind: str, *, logged: bool) -> ET.Element:
+    """A plain machine from the neutral fields, for a source that libvirt does not describe; a ``logged`` console."""
     source = vm.source
     domain = ET.Element("domain", {"type": kind})
     ET.SubElement(domain, "memory", {"unit": "b"}).text = str(source.memory_bytes)
@@ -77,7 +78,8 @@ def _bare(vm: TargetVm, kind: str) -> ET.Element:
     devices = ET.SubElement(domain, "devices")
     channel = ET.SubElement(devices, "channel", {"type": "unix"})
     ET.SubElement(channel, "target", {"type": "virtio", "name": "org.qemu.guest_agent.0"})
-    ET.SubElement(ET.SubElement(devices, "serial", {"type": "pty"}), "target", {"port": "0"})
+    serial = ET.SubElement(devices, "serial", {"type": "file" if logged else "pty"})
+    ET.SubElement(serial, "target", {"port": "0"})
     return domain
 
 

@@ -146,7 +146,8 @@ class MemoryCompute:
         writer = self._state.writer_on(set(vm.volumes.values()))
         if writer is not None:
             raise Conflict(f"VM {vm.spec.name} cannot start: writer session {writer} holds a disk of it", writer=writer)
-        if vm.point is not None and not self._state.capabilities.imports:
+        lasting = self._state.capabilities.imports or self._state.capabilities.points_outlive_start
+        if vm.point is not None and not lasting:
             raise Conflict(f"VM {vm.spec.name} cannot start: point {vm.point.key} reads its disks", point=vm.point.key)
         for volume in vm.volumes.values():
             users = self._state.openers(volume) if self._state.image_locks else []

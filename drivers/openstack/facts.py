@@ -33,6 +33,7 @@ def capabilities(connection: Connection, backing: Backing) -> Capabilities:
         live_points=reach,
         change_tracking=reach,
         handover=reach,
+        points_outlive_start=reach,
         console=True,
         disk_formats=("raw",),
         version=f"Nova {version.strip('()').replace(', ', '.')}",

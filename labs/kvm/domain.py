@@ -61,6 +61,8 @@ class GuestSpec:
     """Size of the area these writes fall in, after the records."""
     ignore_acpi: bool = False
     """The guest sees the power button and does nothing."""
+    boots_itself: bool = False
+    """Kernel and command line come from its first disk (``labs/openstack/guest_image.py``): it boots in any cloud."""
 
     def effective_mac(self) -> str:
         """Return the MAC address, derived from the name when none is set."""
@@ -100,9 +102,10 @@ def domain_xml(spec: GuestSpec, boot: BootFiles, volumes: list[Path], console_lo
     ET.SubElement(domain, "vcpu").text = str(spec.vcpus)
     os_ = ET.SubElement(domain, "os")
     ET.SubElement(os_, "type", arch="x86_64", machine=spec.machine).text = "hvm"
-    ET.SubElement(os_, "kernel").text = str(boot.kernel)
-    ET.SubElement(os_, "initrd").text = str(boot.initrd)
-    ET.SubElement(os_, "cmdline").text = spec.cmdline()
+    if not spec.boots_itself:
+        ET.SubElement(os_, "kernel").text = str(boot.kernel)
+        ET.SubElement(os_, "initrd").text = str(boot.initrd)
+        ET.SubElement(os_, "cmdline").text = spec.cmdline()
     ET.SubElement(ET.SubElement(domain, "features"), "acpi")
     ET.SubElement(domain, "clock", offset="utc")
     for event, action in (("on_poweroff", "destroy"), ("on_reboot", "restart"), ("on_crash", "destroy")):

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +50,16 @@ def command(ip: str, text: str, timeout_s: float = 60) -> str:
 
 @dataclass(frozen=True)
 class LabServer:
-    """A running guest of the tenant: server, boot volume and port were made together and go together."""
+    """A running guest of the tenant: server, volumes and port were made together and go together."""
 
     cloud: CloudHandle
     id: str
     volume_id: str
+    """The boot volume."""
     port_id: str
     address: Address
     pool: str
+    data_volumes: tuple[str, ...] = ()
 
     def command(self, text: str, timeout_s: float = 60) -> str:
         """Run a guest command over the network; see ``command``."""
@@ -90,7 +93,7 @@ class LabServer:
         return records_on(self.cloud, self.pool, f"volume-{self.volume_id}")
 
     def remove(self) -> None:
-        """Delete server, port and volume. What is gone already is fine."""
+        """Delete server, port and volumes, with their snapshots. What is gone already is fine."""
         connection = self.cloud.connect(member=True)
         with contextlib.closing(connection):
             compute, volumes = connection.compute, connection.block_storage
@@ -98,10 +101,11 @@ class LabServer:
                 compute.delete_server(server)
                 compute.wait_for_delete(server, interval=0.5, wait=90)
             connection.network.delete_port(self.port_id)
-            if (volume := volumes.find_volume(self.volume_id)) is not None:
-                volumes.wait_for_status(volume, "available", ["error"], interval=0.5, wait=60)
-                volumes.delete_volume(volume.id)
-                volumes.wait_for_delete(volume, interval=0.5, wait=60)
+            for volume_id in (self.volume_id, *self.data_volumes):
+                if (volume := volumes.find_volume(volume_id)) is not None:
+                    volumes.wait_for_status(volume, "available", ["error"], interval=0.5, wait=60)
+                    volumes.delete_volume(volume.id, cascade=True)
+                    volumes.wait_for_delete(volume, interval=0.5, wait=60)
 
 
 def boot(
@@ -113,10 +117,13 @@ def boot(
     size_gib: int = 1,
     flavor: str = "lab.small",
     network: str | None = None,
+    data_disks: int = 0,
+    prepare: Callable[[str, str], None] | None = None,
 ) -> LabServer:
     """Boot the guest as the tenant's member from a new volume, with MAC and IP ``number``; returns when ACTIVE.
 
-    The volume lies in the shared pool or in the cloud's own. Raises what openstacksdk raises.
+    The volumes lie in the shared pool or in the cloud's own; ``data_disks`` more of them are empty. ``prepare`` is
+    called with pool and image of the boot volume while nobody has it open. Raises what openstacksdk raises.
     """
     connection = cloud.connect(member=True)
     with contextlib.closing(connection):
@@ -124,22 +131,37 @@ def boot(
         image = connection.image.find_image(cloud.image, ignore_missing=False)
         kind = cloud.shared_type if shared else cloud.volume_type
         volume = volumes.create_volume(size=size_gib, name=name, image_id=image.id, volume_type=kind)
-        volumes.wait_for_status(volume, "available", ["error"], interval=0.5, wait=90)
+        more = [
+            volumes.create_volume(size=size_gib, name=f"{name}-{index}", volume_type=kind)
+            for index in range(1, data_disks + 1)
+        ]
+        for one in (volume, *more):
+            volumes.wait_for_status(one, "available", ["error"], interval=0.5, wait=90)
+        pool = cloud.shared_pool if shared else cloud.pool
+        if prepare is not None:
+            prepare(pool, f"volume-{volume.id}")
         address = cloud.address(number)
         wire = networks.find_network(network or cloud.network, ignore_missing=False)
         port = networks.create_port(
             network_id=wire.id, name=name, mac_address=address.mac, fixed_ips=[{"ip_address": address.ip}]
         )
-        disk = {"uuid": volume.id, "source_type": "volume", "destination_type": "volume", "boot_index": 0}
+        disks = [
+            {
+                "uuid": one.id,
+                "source_type": "volume",
+                "destination_type": "volume",
+                "boot_index": 0 if one is volume else -1,
+            }
+            for one in (volume, *more)
+        ]
         server = compute.create_server(
             name=name,
             flavor_id=compute.find_flavor(flavor, ignore_missing=False).id,
             networks=[{"port": port.id}],
-            block_device_mapping_v2=[disk],
+            block_device_mapping_v2=disks,
         )
         compute.wait_for_server(server, interval=0.5, wait=180)
-        pool = cloud.shared_pool if shared else cloud.pool
-        return LabServer(cloud, server.id, volume.id, port.id, address, pool)
+        return LabServer(cloud, server.id, volume.id, port.id, address, pool, tuple(one.id for one in more))
 
 
 def records_on(cloud: CloudHandle, pool: str, image: str) -> ImageRecords:

@@ -71,6 +71,18 @@ class TestMemoryTrackedPoint(_Memory, TrackedPointContract):
     pass
 
 
+class TestMemoryPointLikeOnSnapshots(_Memory, TrackedPointContract):
+    """A cloud whose points are snapshots, which a start of the VM does not end."""
+
+    @pytest.fixture
+    def harness(self) -> Iterator[Harness]:
+        name = f"contract-{uuid.uuid4()}"
+        made = MemoryHarness(name)
+        made.scenario.set_capabilities(start_paused=False, points_outlive_start=True)
+        yield made
+        MemoryCloud.reset(name)
+
+
 class TestMemoryUntrackedPoint(_Memory, UntrackedPointContract):
     pass
 

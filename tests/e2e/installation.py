@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowHandle
 
-from labs.stage import CLOUD_NAMES, Stage, WorkerProcess
+from labs.stage import Stage, WorkerProcess
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import CONTROL_QUEUE, WORKFLOW_OF_MODE
 from whimbrel.model.naming import workflow_id
@@ -46,8 +46,7 @@ class Installation:
         """Bring back what an earlier test left dead: server, daemons, one worker."""
         if self.stage.server.process is None or self.stage.server.process.poll() is not None:
             self.start_server()
-        for cloud in CLOUD_NAMES:
-            self.stage.lab.start_libvirtd(cloud)
+        self.stage.heal()
         if not any(worker.alive for worker in self.stage.workers):
             self.start_worker()
 

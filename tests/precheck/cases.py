@@ -332,6 +332,11 @@ POLICY = (
     _ok("verify.cost", facts(plan__verify=VerifyPolicy(mode="sampled", sample_fraction=0.25)), "2 GiB (sampled"),
     _unknown("verify.cost", facts(path__read_bytes_per_s=None)),
     _found("verify.no-outage", facts(target__capabilities__start_paused=False), "when: before_boot"),
+    _ok(
+        "verify.no-outage",
+        facts(target__capabilities__start_paused=False, target__capabilities__points_outlive_start=True),
+        "before the target's first write",
+    ),
     _found("verify.no-outage", facts(plan__verify=VerifyPolicy(when="before_boot")), severity=Severity.INFO),
     _unknown("verify.no-outage", facts(target__capabilities=None)),
     _found("keep-writes.tracked", facts(plan__keep_writes=True, plan__disk_format="raw"), "vda, vdb", "qcow2"),

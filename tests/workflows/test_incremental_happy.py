@@ -20,6 +20,20 @@ def _target_disk(orchestrator: Orchestrator, vm: str, disk: str) -> bytes:
     return orchestrator.target.read_disk(vm, disk)
 
 
+@pytest.mark.parametrize("mode", ["incremental", "cold"])
+def test_a_target_that_cannot_start_paused_is_compared_as_well(orchestrator: Orchestrator, run: Run, mode: str) -> None:
+    """Its first state is frozen while it is off, and stays readable."""
+    source, target = orchestrator.source, orchestrator.target
+    target.set_capabilities(start_paused=False, points_outlive_start=True)
+    source.add_vm("app01", disks=((2 * MIB, "qcow2"),))
+    source.write_disk("app01", "vda", 65536, os.urandom(MIB))
+    report = run(orchestrator.migrate(orchestrator.plan("app01", mode=mode)))
+    assert report.outcome == "completed", report
+    assert [(record.disk, record.mismatches) for record in report.status.verify] == [("vda", 0)]
+    assert report.leftovers == ()
+    assert orchestrator.leftovers(report.status.migration) == []
+
+
 @pytest.mark.parametrize("form", ["qcow2", "raw"])
 @pytest.mark.parametrize("mode", ["incremental", "cold"])
 def test_moves_every_byte_and_leaves_nothing(orchestrator: Orchestrator, run: Run, form: DiskFormat, mode: str) -> None:

@@ -202,16 +202,17 @@ def verify_cost(facts: PrecheckFacts) -> Answer:
 
 @rule("verify.no-outage", "the final comparison costs no outage", Severity.WARN)
 def verify_when(facts: PrecheckFacts) -> Answer:
-    """Comparing after the boot needs a target that starts a VM with its CPUs stopped; before the boot it is outage."""
+    """Comparing after the boot needs the target's state before its first write; before the boot it is outage."""
     if facts.plan.verify.when == "before_boot":
         return found(
             "the comparison runs before the boot and adds its whole time to the outage",
             "set verify.when: after_boot unless nothing may run before it is proved",
             Severity.INFO,
         )
-    if not target_can(facts).start_paused:
+    can = target_can(facts)
+    if not can.start_paused and not can.points_outlive_start:
         return found(
-            f"{facts.plan.target} cannot start a VM with its CPUs stopped: no point in time to compare with",
+            f"{facts.plan.target} cannot keep a VM's state before its first write: nothing to compare with later",
             "set verify.when: before_boot",
         )
     return ok("compared with a point in time before the target's first write")

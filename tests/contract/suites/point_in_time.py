@@ -89,6 +89,24 @@ class PointInTimeContract(_PointSuite):
             assert read_device(device) == frozen
         assert harness.read_disk(ref, "vda") != frozen
 
+    def test_a_point_of_a_stopped_vm_outlives_its_start(self, harness: Harness, migration: str) -> None:
+        """Where the cloud says so: the target's first state is compared while the target runs."""
+        if not harness.cloud.capabilities().points_outlive_start:
+            pytest.skip("capabilities().points_outlive_start is False")
+        ref = self.vm(harness, running=True)
+        harness.guest_write(ref, "vda", GRAIN, b"first")
+        harness.cloud.compute.force_off(ref)
+        base = harness.read_disk(ref, "vda")
+        point = self.open(harness, ref, migration, 1)
+        harness.cloud.compute.start(ref)
+        harness.guest_write(ref, "vda", GRAIN, b"later")
+        assert self.open(harness, ref, migration, 1).disk("vda") == point.disk("vda")
+        assert read_point(point.disk("vda")) == base
+        self.close(harness, ref, migration, 1)
+        if point.token is not None:
+            since = self.open(harness, ref, migration, 2, since=point.token)
+            assert apply_changes(base, since.disk("vda")) == harness.read_disk(ref, "vda")
+
     def test_all_disks_are_frozen_together(self, harness: Harness, migration: str) -> None:
         needs(harness, Lack.LIVE_POINTS)
         ref = harness.make_vm([(SIZE, self.disk_format)] * 2, running=True)

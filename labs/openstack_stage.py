@@ -1,0 +1,68 @@
+"""A whole installation with OpenStack clouds beside the KVM ones: Temporal dev server, worker processes, both labs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labs.kvm import KvmLab
+from labs.openstack import OpenStackLab
+from labs.openstack.processes import pid_of
+from labs.stage import CLOUD_NAMES, Stage
+from whimbrel.runtime.devserver import DevServer, free_port
+
+ACCOUNTS = {"": "-member", "-admin": "-tenant-admin"}
+"""End of a cloud's name in plans -> end of its entry in the lab's clouds.yaml."""
+
+
+def name_in_plans(cloud: str, *, admin: bool = False) -> str:
+    """What plans call a cloud: ``os-a`` as the tenant's member, ``os-a-admin`` as an admin in its project."""
+    return f"os-{cloud}{'-admin' if admin else ''}"
+
+
+@dataclass
+class OpenStackStage(Stage):
+    """The installation; its OpenStack lab is up already and stays up."""
+
+    openstack: OpenStackLab = field(kw_only=True)
+
+    @classmethod
+    def on(cls, directory: Path, openstack: OpenStackLab, kvm: KvmLab) -> OpenStackStage:
+        """A stage under ``directory``."""
+        directory.mkdir(parents=True, exist_ok=True)
+        server = DevServer(directory / "temporal", free_port(), free_port())
+        return cls(directory=directory, lab=kvm, server=server, openstack=openstack)
+
+    @property
+    def consoles(self) -> Path:
+        """Where the KVM clouds log the consoles of VMs that come from elsewhere."""
+        return self.directory / "consoles"
+
+    def clouds(self) -> dict[str, dict[str, Any]]:
+        """All of both labs."""
+        self.consoles.mkdir(exist_ok=True)
+        entries = super().clouds()
+        for name in CLOUD_NAMES.values():
+            entries[name] |= {"console_dir": str(self.consoles)}
+        for cloud in self.openstack.names:
+            handle = self.openstack.cloud(cloud)
+            for ending, account in ACCOUNTS.items():
+                entries[f"os-{cloud}{ending}"] = {
+                    "kind": "openstack",
+                    "clouds_yaml_name": cloud + account,
+                    "clouds_yaml": str(self.openstack.clouds_yaml),
+                    "ceph": {
+                        "conf": str(handle.ceph_conf),
+                        "user": handle.ceph_user,
+                        "pools": {handle.volume_type: handle.pool, handle.shared_type: handle.shared_pool},
+                    },
+                }
+        return entries
+
+    def heal(self) -> None:
+        """Start daemons of both labs that do not run."""
+        super().heal()
+        for daemon in self.openstack.daemons():
+            if pid_of(self.openstack.layout, daemon.name) is None:
+                self.openstack.start(daemon.name)

@@ -1,0 +1,52 @@
+"""One installation per session on both OpenStack clouds and two KVM clouds; one guest per test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from labs.kvm import KvmLab
+from labs.openstack import OpenStackLab
+from labs.openstack_stage import OpenStackStage
+from tests.e2e.installation import Installation
+from tests.e2e_openstack.scene import Scene, SceneMaker, Site
+
+
+@pytest.fixture(scope="session")
+def installation(
+    openstack_clouds: OpenStackLab, kvm_lab: KvmLab, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Installation]:
+    """Temporal dev server and a worker process on the shared labs."""
+    made = Installation(OpenStackStage.on(tmp_path_factory.mktemp("stage"), openstack_clouds, kvm_lab))
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.fixture
+def new_scene(installation: Installation, request: pytest.FixtureRequest) -> Iterator[SceneMaker]:
+    """Makes scenes: guests that are not there yet; everything runs, whatever the test before has killed."""
+    installation.make_whole()
+    made: list[Scene] = []
+
+    def make(source: Site | None = None, target: Site | None = None) -> Scene:
+        scene = Scene(installation, _short(request.node.name), source=source, target=target)
+        made.append(scene)
+        return scene
+
+    yield make
+    for scene in made:
+        scene.close()
+
+
+@pytest.fixture
+def scene(new_scene: SceneMaker) -> Scene:
+    """A guest of OpenStack cloud a that is to go to OpenStack cloud b."""
+    return new_scene()
+
+
+def _short(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("test_")).strip("-")[:20].strip("-")
