@@ -40,6 +40,8 @@ from whimbrel.stream.seed import seed_map, seeded
 
 KEPT_TRACES = 5
 DRAIN_S, DRAIN_TRIES = 5.0, 6
+PREDICTED = ("sequential", "locality", "correlation", "bootset")
+"""What the plan's ``prefetch`` turns on and off."""
 SOCKET_MODE = 0o666
 """Where QEMU's user cannot be given access alone: then the directory of the sockets, which cannot be listed, is all."""
 
@@ -136,7 +138,7 @@ class StreamActivities:
                     max_lag_bytes=policy.max_lag_bytes,
                     max_lag_s=policy.max_lag_s,
                 ),
-                "prefetch": {"history": traces, "sequential": policy.prefetch, "correlation": policy.prefetch},
+                "prefetch": {"history": traces, **dict.fromkeys(PREDICTED, policy.prefetch)},
                 "trace_path": str(place.trace) if wanted.record else None,
                 "governor_path": str(governor_file(self._state_dir)) if limit else None,
                 "host_limit_bytes_per_s": limit,

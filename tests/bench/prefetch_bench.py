@@ -7,7 +7,9 @@ link of 50 MB/s and 1 ms (``paced_link``). The disk is 3 GiB of data without hol
 
 A hit is a read request that waited for nothing. Traces ``a`` were used while the predictors were made (*tuning*);
 ``b`` are from another image (other contents, other places), another program and other queries (*judging*, the default).
-The history is always the run before the one that is played: another boot, other queries, other memory size.
+The boot set is searched in the image's own inodes, directories and heads of programs, which lie in the disk
+(``skeleton``). The history is always the run before the one that is played: another boot, other queries, other memory
+size.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.disks import MIB, served
+from tests.bench.skeleton import put
 from tests.stream.streams import REPOSITORY, client_of, config_for, process, until
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.stream.config import PrefetchConfig
@@ -33,18 +36,19 @@ from whimbrel.stream.prefetch.trace import Record, TraceHeader, read_trace, writ
 
 TRACES = REPOSITORY / "tests/stream/traces"
 SIZE = 3 << 30
-POLICIES = ("none", "sweep", "sequential", "online", "correlation", "history", "all")
+POLICIES = ("none", "sweep", "sequential", "online", "bootset", "correlation", "history", "all")
 LOADS = ("boot", "app", "db", "zipf")
 
 
 def prefetch_for(policy: str, history: Path) -> PrefetchConfig:
     """The configuration that a policy's name stands for."""
-    off: dict[str, Any] = {"ordered": False, "sequential": False, "locality": False, "correlation": False}
-    told = {
+    off = dict.fromkeys(("ordered", "sequential", "locality", "correlation", "bootset"), False)
+    told: dict[str, dict[str, Any]] = {
         "none": off,
         "sweep": off,
         "sequential": {**off, "sequential": True},
         "online": {**off, "sequential": True, "locality": True},
+        "bootset": {},
         "correlation": {**off, "correlation": True, "history": (str(history),)},
         "history": {**off, "ordered": True, "history": (str(history),)},
         "all": {"history": (str(history),)},
@@ -97,6 +101,7 @@ def play(policy: str, history: Path, trace: Path, where: Path, source: Path, spe
         "elapsed_s": round(played.elapsed_s, 2),
         "paused_s": round(played.paused_s, 2),
         "predictors": status["prefetch"]["predictors"],
+        "boot_set": status["prefetch"]["boot_set"],
     }
 
 
@@ -114,7 +119,11 @@ def run(loads: Iterable[str], options: argparse.Namespace, where: Path) -> dict[
         try:
             until(link.exists, "link")
             for load in loads:
-                history, trace = traces_for(load, "a" if options.tuning else "b", where)
+                kind = "a" if options.tuning else "b"
+                history, trace = traces_for(load, kind, where)
+                if load == "boot":
+                    with image.open("r+b") as file:
+                        put(TRACES / f"{kind}2.skeleton", file)
                 for policy in options.policy or POLICIES:
                     told = play(policy, history, trace, where, link, options.speed)
                     found[f"{load} {policy}"] = told

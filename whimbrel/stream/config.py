@@ -63,6 +63,8 @@ class PrefetchConfig(Frozen):
     """Fetch what lies near what the guest touched before the rest of the disk."""
     correlation: bool = True
     """Propose what followed in the history; needs one."""
+    bootset: bool = True
+    """Without a usable history: find in the disk's file systems what a boot will read, and fetch that."""
 
 
 class StreamConfig(Frozen):

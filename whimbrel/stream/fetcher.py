@@ -151,6 +151,10 @@ class Fetcher:
         with self._changed:
             self._changed.notify_all()
 
+    def pass_background(self, count: int) -> bool:
+        """Wait until the background may ask for so many bytes, for who fetches on its behalf; False: the end."""
+        return self._background_share.take(count, lambda: self._stopping)
+
     def _land(self, claim: Claim, data: memoryview | None) -> int:
         """Bytes landed. A target that cannot take them (full) is tried again after a pause, as is an absent source."""
         try:

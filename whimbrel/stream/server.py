@@ -85,6 +85,7 @@ class StreamServer:
         self._listen()
         self.http = self._open_http(disk, http_socket)
         self.fetcher.start()
+        self.prefetch.look(self.store, self.source, self.fetcher)
         self._syncing.start()
 
     def stop(self) -> None:
@@ -95,6 +96,7 @@ class StreamServer:
         if self._recorder is not None:
             self._recorder.stop()
         self.fetcher.stop()
+        self.prefetch.stop()
         if self.protection is not None:
             self.protection.stop()
         self._ending.set()

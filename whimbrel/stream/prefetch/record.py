@@ -37,6 +37,6 @@ def pass_through(disk: Path, socket: Path, trace: Path, state: Path, *, identity
             listen=(ListenAt(unix_path=str(socket)),),
             control_path=str(state / "control"),
             trace_path=str(trace),
-            prefetch=PrefetchConfig(sequential=False, locality=False),
+            prefetch=PrefetchConfig(sequential=False, locality=False, bootset=False),
         )
     )
