@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 from typing import Any
 
 from openstack import exceptions as sdk
@@ -51,6 +52,9 @@ def is_admin(connection: Connection) -> bool:
 def _token(connection: Connection) -> tuple[dict[str, Any], datetime | None]:
     with connection.using("asking about the credentials") as conn:
         answer = conn.identity.get("/auth/tokens", headers={"X-Subject-Token": conn.auth_token})
+        if answer.status_code == HTTPStatus.NOT_FOUND:
+            # the token was revoked: the question itself was repeated with a new one, its subject was not
+            answer = conn.identity.get("/auth/tokens", headers={"X-Subject-Token": conn.auth_token})
         sdk.raise_from_response(answer)
         token: dict[str, Any] = answer.json()["token"]
     try:
