@@ -52,6 +52,17 @@ BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError], str | None], ...] = 
 )
 """Where the number alone says too little."""
 
+BY_VOLUME_STATE: dict[str, str] = {
+    "error": "look at `openstack volume message list`, remove the volume or reset its state, then resume",
+    "error_deleting": "remove what hangs on it (snapshots, clones), reset its state, delete it again, then resume",
+    "error_managing": "see that the image lies in the pool under the name asked for; remove Cinder's record, resume",
+    "error_managing_deleting": "remove Cinder's record as an administrator (the image stays), then resume",
+    "error_extending": "reset its state to what it was, as an administrator: nothing of its content was touched",
+    "error_restoring": "let the restore of its backup be repeated, or choose another volume; its content is not whole",
+    "error_backing-up": "reset its state as an administrator: a backup failed, its content was not touched",
+}
+"""What the operator can do about Cinder's error states; Cinder has more of them, which are told as ``error``."""
+
 BY_STATUS: dict[int, tuple[type[WhimbrelError], str | None]] = {
     400: (InvalidPlan, None),
     401: (AuthFailed, "check the entry in clouds.yaml: user, password or application credential, project, domains"),
@@ -155,7 +166,7 @@ def volume_failed(volume: Any, why: str = "") -> WhimbrelError:
             return kind(message, action=action, volume=volume.id)
     return Conflict(
         message,
-        action="look at `openstack volume message list`, remove the volume or reset its state, then resume",
+        action=BY_VOLUME_STATE.get(volume.status, BY_VOLUME_STATE["error"]),
         volume=volume.id,
     )
 

@@ -146,6 +146,33 @@ def test_a_volume_in_error_is_told(why: str, kind: type[WhimbrelError]) -> None:
     assert "error_deleting" in error.message
 
 
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        ("error", "message list"),
+        ("error_deleting", "snapshots, clones"),
+        ("error_managing", "lies in the pool"),
+        ("error_managing_deleting", "the image stays"),
+        ("error_extending", "reset its state"),
+        ("error_restoring", "not whole"),
+        ("error_backing-up", "not touched"),
+        ("error_of_tomorrow", "message list"),
+    ],
+)
+def test_every_error_state_of_cinder_says_what_to_do(status: str, says: str) -> None:
+    error = volume_failed(fakes.generate_fake_resource(Volume, status=status))
+    assert type(error) is Conflict
+    assert status in error.message
+    assert says in error.action
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 406, 408, 409, 413, 429, 500, 501, 502, 503, 504])
+def test_every_answer_says_what_the_operator_can_do(status: int) -> None:
+    error = translate(answer(status, "no"), "asking")
+    assert error.action
+    assert "report this" not in error.action, "that is for defects of ours"
+
+
 class _Keystone(BaseHTTPRequestHandler):
     """Refuses every token, with the status that the test asks for."""
 
