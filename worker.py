@@ -124,6 +124,7 @@ class ConfiguredClouds:
                 scratch_dir=entry.scratch_dir,
                 runtime_dir=entry.runtime_dir,
                 console_dir=entry.console_dir,
+                virt_type=entry.virt_type,
                 isolated_networks=entry.isolated_networks,
                 username=entry.user,
                 credential=_secret(entry.credential),

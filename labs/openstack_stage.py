@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from labs.kvm import KvmLab
+from labs.kvm.accel import virt_type
 from labs.openstack import OpenStackLab
 from labs.openstack.processes import pid_of
 from labs.stage import CLOUD_NAMES, Stage
@@ -44,7 +45,8 @@ class OpenStackStage(Stage):
         self.consoles.mkdir(exist_ok=True)
         entries = super().clouds()
         for name in CLOUD_NAMES.values():
-            entries[name] |= {"console_dir": str(self.consoles)}
+            # the guest's own way of running, which the lab has tried out on this machine
+            entries[name] |= {"console_dir": str(self.consoles), "virt_type": virt_type()}
         for cloud in self.openstack.names:
             handle = self.openstack.cloud(cloud)
             for ending, account in ACCOUNTS.items():

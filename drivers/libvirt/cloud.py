@@ -39,6 +39,7 @@ class LibvirtCloud:
     ``scratch_dir`` (on the host) takes the old blocks of live points; without it they lie beside the images.
     ``console_dir`` (on the host) takes the serial logs of rebuilt VMs whose source logged to a file; without it
     they log to the path that the source's definition names.
+    ``virt_type`` (kvm, qemu) runs VMs that come from something else than KVM; what the host offers when None.
     ``isolated_networks`` have no way out, which libvirt itself cannot tell of bridges of the host: drills run there.
     ``credential`` is asked for the password when the URI's transport wants one; it is never kept.
     """
@@ -55,6 +56,7 @@ class LibvirtCloud:
         runtime_dir: str | None = None,
         scratch_dir: str | None = None,
         console_dir: str | None = None,
+        virt_type: str | None = None,
         username: str | None = None,
         credential: Callable[[], str] | None = None,
         read_only: bool = False,
@@ -71,7 +73,7 @@ class LibvirtCloud:
             salt=uri,
         )
         mover = Mover(self._connection, reach)
-        self.compute = LibvirtCompute(self._connection, console_dir=console_dir)
+        self.compute = LibvirtCompute(self._connection, console_dir=console_dir, virt_type=virt_type)
         self.volumes = LibvirtVolumes(self._connection, mover, reach)
         self.points = LibvirtPoints(name, self._connection, mover, reach, scratch_dir=scratch_dir)
         self.handover: HandoverPort | None = LibvirtHandover(self._connection, mover, reach)

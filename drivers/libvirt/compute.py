@@ -31,9 +31,10 @@ UNDEFINE_ALL = (
 class LibvirtCompute:
     """``ComputePort`` over one connection."""
 
-    def __init__(self, connection: Connection, *, console_dir: str | None = None) -> None:
+    def __init__(self, connection: Connection, *, console_dir: str | None = None, virt_type: str | None = None) -> None:
         self._connection = connection
         self._console_dir = console_dir
+        self._virt_type = virt_type
 
     def inventory(self) -> Sequence[VmSpec]:
         """All VMs, without mover sessions; one that vanishes meanwhile is left out."""
@@ -148,7 +149,8 @@ class LibvirtCompute:
     def ensure_vm(self, vm: TargetVm) -> VmSpec:
         """Define the VM with our mark; see the port. Raises Conflict, InvalidPlan."""
         with self._connection.using(f"defining {vm.name}", vm=vm.name) as conn:
-            default_type = "kvm" if "domain type='kvm'" in str(conn.getCapabilities()) else "qemu"
+            offered = "kvm" if "domain type='kvm'" in str(conn.getCapabilities()) else "qemu"
+            default_type = self._virt_type or offered
             xml = rebuild_xml.rebuild(vm, console_dir=self._console_dir, default_type=default_type)
             identity = rebuild_xml.target_uuid(xml)
             existing = self._existing(conn, vm, identity)

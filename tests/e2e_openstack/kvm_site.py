@@ -69,7 +69,7 @@ class KvmSite:
             name = log.name.removesuffix("-0.log")
             if names.fullmatch(name) and self.cloud == "b":
                 found[f"{self.plan_name}/{name}"] = log
-        for guest in self._stage.lab.guest("x").console_log.parent.parent.iterdir():
+        for guest in self._stage.lab.guest("x").console_log.parent.parent.glob("*"):
             if names.fullmatch(guest.name) and self.cloud == "a":
                 found[f"{self.plan_name}/{guest.name}"] = guest / "console.log"
         return found

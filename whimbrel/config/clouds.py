@@ -57,6 +57,8 @@ class LibvirtCloud(YamlModel):
     """Networks without a way out that libvirt cannot tell as such (bridges of the host): drills may run there."""
     console_dir: str | None = None
     """Directory on the hypervisor for console logs of rebuilt VMs; the path in the VM's definition when not given."""
+    virt_type: Literal["kvm", "qemu"] | None = None
+    """What runs VMs that come from a cloud of another kind; ``kvm`` where the host offers it when not given."""
     user: str | None = None
     """Name for SASL authentication to libvirt."""
     credential: SecretRef | None = None

@@ -207,6 +207,12 @@ def test_a_logged_console_goes_where_it_is_told() -> None:
     assert domain_xml.console_log(built(target(xml=xml), console_dir="/c")) == "/c/app01-0.log"
 
 
+def test_the_console_of_a_vm_from_another_kind_of_cloud_is_logged_where_a_place_is_named() -> None:
+    foreign = target(xml="", kind="openstack")
+    assert domain_xml.console_log(built(foreign)) is None
+    assert domain_xml.console_log(built(foreign, console_dir="/c")) == "/c/app01-0.log"
+
+
 @pytest.mark.parametrize(("path", "long"), [("/logs/a.sock", False), ("/run/" + "x" * 98, True)])
 def test_a_renamed_vm_logs_and_listens_beside_its_source(path: str, long: bool) -> None:
     """A rehearsal may be on one host with its source, whose log and sockets it must leave alone."""
