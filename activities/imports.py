@@ -20,6 +20,7 @@ from whimbrel.stream.http.token import url
 from whimbrel.stream.place import Place
 
 LOOK_S = 1.0
+RESTORE = "restore the cloud's entry in whimbrel.yaml as it was when the migration began"
 
 
 class ImportActivities:
@@ -50,7 +51,10 @@ class ImportActivities:
             place = self._place(wanted, disk.spec.key)
             http = read_config(place.config).http
             if http is None:
-                raise Unsupported(f"the streaming server of disk {disk.spec.key} does not serve HTTP")
+                raise Unsupported(
+                    f"the streaming server of disk {disk.spec.key} does not serve HTTP",
+                    action=f"{RESTORE}; or roll back: the source is intact",
+                )
             address = url(http.address, http.port, Path(http.token_path))
             imports.begin(disk, address, migration=wanted.migration)
         return Done(note=f"{len(wanted.disks)} disks")
@@ -66,10 +70,10 @@ class ImportActivities:
             place = self._place(wanted, disk.spec.key)
             with BulkWatch(disk.spec.key, no_progress_s=self._no_progress_s, notify=self._notify) as watch:
                 watch.stage("hydrating")
-                servers = _Alive([place], self._launch)
+                server = _Alive(place, self._launch)
 
-                def should_stop(watch: BulkWatch = watch, servers: _Alive = servers) -> bool:
-                    servers.look()
+                def should_stop(watch: BulkWatch = watch, server: _Alive = server) -> bool:
+                    server.look()
                     return watch.should_stop()
 
                 def on_progress(done: int, total: int, watch: BulkWatch = watch) -> None:
@@ -95,7 +99,7 @@ class ImportActivities:
         if found is None:
             raise Unsupported(
                 f"{cloud} does not import volumes any more",
-                action="restore the cloud's entry in whimbrel.yaml as it was when the migration began",
+                action=RESTORE,
             )
         return found
 
@@ -104,10 +108,10 @@ class ImportActivities:
 
 
 class _Alive:
-    """Starts servers again that do not answer; looks once a second."""
+    """Starts a server again that does not answer; looks once a second."""
 
-    def __init__(self, places: list[Place], launch: Launch) -> None:
-        self._places = places
+    def __init__(self, place: Place, launch: Launch) -> None:
+        self._place = place
         self._launch = launch
         self._looked_at = 0.0
 
@@ -116,8 +120,7 @@ class _Alive:
         if now - self._looked_at < LOOK_S:
             return
         self._looked_at = now
-        for place in self._places:
-            try:
-                ask(place.control, "status")
-            except Unavailable:
-                self._launch(place.config)
+        try:
+            ask(self._place.control, "status")
+        except Unavailable:
+            self._launch(self._place.config)

@@ -103,7 +103,10 @@ class StreamActivities:
             )
         shadow = disk.shadow
         if shadow is not None and not isinstance(shadow, (NbdEndpoint, FileEndpoint, MemoryEndpoint)):
-            raise Unsupported(f"the shadow of disk {key} cannot be reached through {shadow.kind}")
+            raise Unsupported(
+                f"the shadow of disk {key} cannot be reached through {shadow.kind}",
+                action="set stream.protect: none, or use mode incremental with keep_writes",
+            )
         cloud = self._clouds.get(wanted.cloud)
         if cloud.imports is None:
             path = cloud.serving.local_path(disk.disk.volume)

@@ -72,16 +72,19 @@ class Migration(ABC):
         """The mode's steps, in order; what they raise leads to a rollback."""
 
     async def conclude(
-        self, check: Callable[[Course], Awaitable[None]], commit: Callable[[Course], Awaitable[None]]
+        self,
+        check: Callable[[Course], Awaitable[None]],
+        commit: Callable[[Course], Awaitable[None]],
+        gate: Callable[[Course], Awaitable[Literal["commit", "rollback"]]] = confirm,
     ) -> Ending:
-        """The target runs: check it, wait for the operator's word or the plan's timer, then commit or go back."""
+        """The target runs: check it, wait at the gate for the operator or the plan's timer, then commit or go back."""
         course = self.course
         try:
             await check(course)
         except RollbackWanted as wanted:
             course.wishes.rollback = str(wanted)
             return "rollback"
-        if await confirm(course) == "rollback":
+        if await gate(course) == "rollback":
             return "rollback"
         await commit(course)
         return "completed"

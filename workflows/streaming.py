@@ -7,7 +7,8 @@ from temporalio import workflow
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import STREAMING
 from whimbrel.model.progress import MigrationReport, Phase
-from workflows.closing import RollbackWanted, check_health, confirm
+from workflows.closing import check_health, confirm
+from workflows.course import Course
 from workflows.cutover import Retreated
 from workflows.hydrating import bring_home, commit_stream, confirm_served, hydrate, prove, stop_target, switch
 from workflows.migration import Ending, Migration
@@ -52,21 +53,8 @@ class StreamingMigration(Migration):
                     await course.hold("cutover", retreat.found)
                 continue
             break
-        try:
-            course.journal.enter(Phase.VERIFY)
-            await check_health(course)
-        except RollbackWanted as wanted:
-            course.wishes.rollback = str(wanted)
-            return "rollback"
-        await hydrate(course)
-        await course.step("verify", lambda: prove(course))
         protected = course.plan.stream.protect != "none"
-        if not protected:
-            await course.step("hot switch", lambda: switch(course))
-        if await (confirm_served if protected else confirm)(course) == "rollback":
-            return "rollback"
-        await commit_stream(course)
-        return "completed"
+        return await self.conclude(_arrive, commit_stream, confirm_served if protected else confirm)
 
     async def before_unwinding(self) -> None:
         """A protected guest is asked to write out what it holds before it is taken down."""
@@ -80,3 +68,13 @@ class StreamingMigration(Migration):
             await self.course.step("bring the last writes to the source", lambda: bring_home(self.course))
             if wishes.drop_writes:
                 journal.shadow_kept = False
+
+
+async def _arrive(course: Course) -> None:
+    """Health, the rest of the data, the comparison; a guest without protection then goes onto its own disks."""
+    course.journal.enter(Phase.VERIFY)
+    await check_health(course)
+    await hydrate(course)
+    await course.step("verify", lambda: prove(course))
+    if course.plan.stream.protect == "none":
+        await course.step("hot switch", lambda: switch(course))

@@ -93,9 +93,7 @@ class Scene:
             "stop": {"graceful_timeout_s": 60.0},
             "health": {"checks": [{"kind": "console", "pattern": "WBREC1 kind=run"}], "timeout_s": 120.0},
         }
-        for key, value in changes.items():
-            base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        return VmPlan.model_validate(base)
+        return changed(base, changes)
 
     def migrate(self, mode: str = "incremental", **changes: Any) -> Running:
         """Start a migration by ``plan``."""
@@ -285,6 +283,13 @@ class Scene:
         for running in self.running:
             for path in self.target_images(running):
                 path.unlink(missing_ok=True)
+
+
+def changed(base: dict[str, Any], changes: dict[str, Any]) -> VmPlan:
+    """A plan of ``base`` with ``changes``; those of a section replace only what they name."""
+    for key, value in changes.items():
+        base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+    return VmPlan.model_validate(base)
 
 
 def _end(running: Running) -> None:

@@ -20,6 +20,7 @@ from labs.openstack_stage import OpenStackStage
 from tests.e2e.installation import Installation
 from tests.e2e.remains import leftovers, shared_files
 from tests.e2e.running import PATIENCE_S, Running
+from tests.e2e.scene import changed
 from tests.e2e_openstack import images
 from tests.e2e_openstack.consoles import Boot, Consoles
 from tests.e2e_openstack.images import MIB, SLOTS
@@ -127,9 +128,7 @@ class Scene:
             "stop": {"graceful_timeout_s": 60.0},
             "health": {"checks": [{"kind": "console", "pattern": "WBREC1 kind=run"}], "timeout_s": 180.0},
         }
-        for key, value in changes.items():
-            base[key] = {**base[key], **value} if isinstance(value, dict) and isinstance(base.get(key), dict) else value
-        return VmPlan.model_validate(base)
+        return changed(base, changes)
 
     def migrate(self, mode: str = "incremental", **changes: Any) -> Running:
         """Start a migration by ``plan``."""
