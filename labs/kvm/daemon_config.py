@@ -47,6 +47,8 @@ def qemu_conf(tls: Path) -> str:
         "cgroup_controllers = []",
         "namespaces = []",
         'stdio_handler = "file"',  # no virtlogd
+        # Displays on sockets of the cloud's own: two daemons on one machine give both the first free TCP port.
+        "vnc_auto_unix_socket = 1",
     ]
     lines += [f'{prefix}_tls_x509_cert_dir = "{tls}/server"' for prefix in ("backup", "nbd", "migrate")]
     lines += ["backup_tls_x509_verify = 1", "migrate_tls_x509_verify = 1"]

@@ -99,6 +99,10 @@ def test_backups_over_tls_ask_for_a_certificate() -> None:
     assert "backup_tls_x509_verify = 1" in text
 
 
+def test_displays_of_two_clouds_cannot_ask_for_one_port() -> None:
+    assert "vnc_auto_unix_socket = 1" in qemu_conf(Path("/tls"))
+
+
 def test_certificates_belong_together_are_private_and_kept(tmp_path: Path) -> None:
     ensure_certificates(tmp_path)
     ca = x509.load_pem_x509_certificate((tmp_path / "client/ca-cert.pem").read_bytes())

@@ -48,6 +48,11 @@ MET = [
     (libvirt.VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding", NotReady),
     (INTERNAL, "pool 'shared' has asynchronous jobs running.", NotReady),
     (
+        INTERNAL,
+        "qemu unexpectedly closed the monitor: -vnc 127.0.0.1:0: Failed to find an available port: Address in use",
+        NotReady,
+    ),
+    (
         libvirt.VIR_ERR_SYSTEM_ERROR,
         "no access: '/dev/null/whimbrel-has-taken-this-disk/x/vda'",
         Conflict,
