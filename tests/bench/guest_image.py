@@ -3,6 +3,9 @@
 Only files that everybody may read are taken, so no key and no password gets into it. The image has a unit of ours that
 runs ``/opt/whb/work.py`` after the boot (see ``guest_work``), and a SQLite database made from a seed. Two images from
 different seeds differ in what is on them and where: other trees are left out, other fillers lie between.
+
+With ``--root`` the system is another one, a directory that ``debootstrap`` has filled: for judging on what nothing was
+made with. It gets no database.
 """
 
 from __future__ import annotations
@@ -76,10 +79,21 @@ def build(image: Path, stage: Path, size_bytes: int, seed: int) -> None:
     _fill(stage / "home", rng)
     _install(stage)
     database(stage / "opt/whb/orders.db", seed)
+    _make(image, stage, size_bytes)
+    shutil.rmtree(stage)
+
+
+def build_from(root: Path, image: Path, size_bytes: int, seed: int) -> None:
+    """Make ``image`` of the system in ``root``, to which unit, work and fillers are added."""
+    _fill(root / "home", random.Random(seed))
+    _install(root)
+    _make(image, root, size_bytes)
+
+
+def _make(image: Path, stage: Path, size_bytes: int) -> None:
     with image.open("wb") as file:
         file.truncate(size_bytes)
     subprocess.run(["mkfs.ext4", "-q", "-F", "-L", "root", "-d", str(stage), str(image)], check=True)
-    shutil.rmtree(stage)
 
 
 def _copy(source: Path, target: Path, left_out: set[str]) -> None:
@@ -111,11 +125,12 @@ def _install(stage: Path) -> None:
     (stage / "etc/fstab").write_text("/dev/vda / ext4 defaults 0 1\n")
     (stage / "etc/machine-id").write_text("")
     (stage / "etc/hostname").write_text("prefetch\n")
-    (stage / "opt/whb").mkdir(parents=True)
+    (stage / "opt/whb").mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).with_name("guest_work.py"), stage / "opt/whb/work.py")
     units = stage / "etc/systemd/system"
     (units / "whb.service").write_text(UNIT)
     (units / "multi-user.target.wants").mkdir(exist_ok=True)
+    (units / "multi-user.target.wants/whb.service").unlink(missing_ok=True)
     (units / "multi-user.target.wants/whb.service").symlink_to("/etc/systemd/system/whb.service")
 
 
@@ -151,7 +166,11 @@ def main() -> None:
     parser.add_argument("image", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--size-mib", type=int, default=3072)
+    parser.add_argument("--root", type=Path, help="another system than this machine's; files are added to it")
     options = parser.parse_args()
+    if options.root is not None:
+        build_from(options.root, options.image, options.size_mib * MIB, options.seed)
+        return
     build(options.image, options.image.with_suffix(".stage"), options.size_mib * MIB, options.seed)
 
 

@@ -9,7 +9,7 @@ A hit is a read request that waited for nothing. Traces ``a`` were used while th
 ``b`` are from another image (other contents, other places), another program and other queries (*judging*, the default).
 The boot set is searched in the image's own inodes, directories and heads of programs, which lie in the disk
 (``skeleton``). The history is always the run before the one that is played: another boot, other queries, other memory
-size.
+size. Traces ``u`` (``--foreign``) are boots of a system that nothing was made with.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def run(loads: Iterable[str], options: argparse.Namespace, where: Path) -> dict[
         try:
             until(link.exists, "link")
             for load in loads:
-                kind = "a" if options.tuning else "b"
+                kind = "a" if options.tuning else "u" if options.foreign else "b"
                 history, trace = traces_for(load, kind, where)
                 if load == "boot":
                     with image.open("r+b") as file:
@@ -154,11 +154,14 @@ def main() -> None:
     parser.add_argument("--load", action="append", choices=LOADS, help="default: all")
     parser.add_argument("--policy", action="append", choices=POLICIES, help="default: all")
     parser.add_argument("--tuning", action="store_true", help="the traces that the predictors were made with")
+    parser.add_argument("--foreign", action="store_true", help="boots of another system (load boot only)")
     parser.add_argument("--speed", type=float, default=1.0, help="a guest so many times as fast")
     parser.add_argument("--rate", type=float, default=50e6, help="of the link, bytes/s")
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else "."))
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    if options.foreign:
+        options.load = ["boot"]
     if not options.json:
         print(f"{'judging' if not options.tuning else 'tuning'} traces, {options.rate / 1e6:.0f} MB/s, 1 ms, ", end="")
         print(f"speed {options.speed:g}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")

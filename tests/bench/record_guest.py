@@ -1,9 +1,9 @@
 # ruff: noqa: T201 - a script whose output is its purpose
 """Boots a real guest with its disk behind the recording server: ``python -m tests.bench.record_guest --help``.
 
-The disk is an image of ``guest_image``; kernel and initrd are this machine's. The trace is cut at what the guest
-says on its console: boot, start of an application, database. The disk keeps what the guest wrote, so a second run on
-the same image is a later boot of the same machine.
+The disk is an image of ``guest_image``; kernel and initrd are this machine's, unless others are named. The trace is cut
+at what the guest says on its console: boot, start of an application, database. The disk keeps what the guest wrote, so
+a second run on the same image is a later boot of the same machine.
 """
 
 from __future__ import annotations
@@ -23,10 +23,21 @@ LONGEST_S = 600.0
 PHASES = {"boot": (None, "booted"), "app": ("app-begin", "app-end"), "db": ("db-begin", "db-end")}
 
 
-def run_guest(image: Path, trace: Path, words: str, memory_mib: int) -> dict[str, float]:
-    """Boot and wait for the end; when the guest said what, in seconds since the recording began."""
-    said: dict[str, float] = {}
+def this_machines() -> tuple[Path, Path]:
+    """Its newest kernel and the initrd of that."""
     kernel = newest_kernel()
+    return kernel, Path(f"/boot/initrd.img-{kernel.name.removeprefix('vmlinuz-')}")
+
+
+def run_guest(
+    image: Path, trace: Path, words: str, memory_mib: int, start: tuple[Path, Path] | None = None
+) -> dict[str, float]:
+    """Boot and wait for the end; when the guest said what, in seconds since the recording began.
+
+    ``start`` is kernel and initrd.
+    """
+    said: dict[str, float] = {}
+    kernel, initrd = start or this_machines()
     with tempfile.TemporaryDirectory(prefix="whb") as directory:
         here = Path(directory)
         server = pass_through(image, here / "nbd", trace, here, identity=f"benchmark guest {image.stem}")
@@ -44,7 +55,7 @@ def run_guest(image: Path, trace: Path, words: str, memory_mib: int) -> dict[str
                 str(memory_mib),
             ),
             *("-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-no-reboot"),
-            *("-kernel", str(kernel), "-initrd", f"/boot/initrd.img-{kernel.name.removeprefix('vmlinuz-')}"),
+            *("-kernel", str(kernel), "-initrd", str(initrd)),
             *("-drive", f"file=nbd+unix:///?socket={here / 'nbd'},format=raw,if=virtio,discard=unmap"),
             *("-append", f"root=/dev/vda console=ttyS0 quiet systemd.show_status=0 systemd.getty_auto=no {words}"),
         ]
@@ -100,10 +111,13 @@ def main() -> None:
     )
     parser.add_argument("--memory-mib", type=int, default=384)
     parser.add_argument("--boot-s", type=float, help="stretch the boot's times to this: where the machine was busy")
+    parser.add_argument("--kernel", type=Path, help="with --initrd: the foreign system's")
+    parser.add_argument("--initrd", type=Path)
     options = parser.parse_args()
+    start = (options.kernel, options.initrd) if options.kernel else None
     whole = Path(f"{options.stem}-whole.trace")
     whole.unlink(missing_ok=True)
-    said = run_guest(options.image, whole, options.words, options.memory_mib)
+    said = run_guest(options.image, whole, options.words, options.memory_mib, start)
     cut(whole, said, options.stem, options.boot_s)
     whole.unlink()
 
