@@ -165,6 +165,8 @@ def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
         compute.wait_off,
         compute.force_off,
         compute.set_autostart,
+        compute.fence,
+        compute.unfence,
         compute.ensure_vm,
         compute.ensure_absent,
         compute.release,

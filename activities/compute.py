@@ -15,7 +15,7 @@ from whimbrel.contracts.activity_io import (
     VmInput,
     VmResult,
 )
-from whimbrel.errors import NotFound, NotReady
+from whimbrel.errors import Conflict, NotFound, NotReady
 from whimbrel.model.vm import Power
 from whimbrel.ports.cloud import CloudRegistry
 
@@ -37,7 +37,8 @@ class ComputeActivities:
     @activity.defn(name="compute.power", no_thread_cancel_exception=True)
     def power(self, wanted: VmInput) -> PowerResult:
         """Read a VM's power state."""
-        return PowerResult(power=self._clouds.get(wanted.cloud).compute.power(wanted.ref))
+        cloud = self._clouds.get(wanted.cloud)
+        return PowerResult(power=cloud.compute.power(wanted.ref), fences=cloud.capabilities().fences)
 
     @activity.defn(name="compute.start", no_thread_cancel_exception=True)
     def start(self, wanted: StartInput) -> PowerResult:
@@ -89,6 +90,26 @@ class ComputeActivities:
         self._clouds.get(wanted.cloud).compute.set_autostart(wanted.ref, enabled=wanted.enabled)
         return Done()
 
+    @activity.defn(name="compute.fence", no_thread_cancel_exception=True)
+    def fence(self, wanted: VmInput) -> PowerResult:
+        """Keep the owner of a VM that is off from starting it, and read back that it still is off."""
+        compute = self._clouds.get(wanted.cloud).compute
+        compute.fence(wanted.ref, migration=wanted.migration)
+        state = compute.power(wanted.ref)
+        if state not in {Power.OFF, Power.CRASHED}:
+            raise Conflict(
+                f"the VM was started at the last moment and is {state}",
+                action="leave it off during the cutover; then cutover again",
+                vm=wanted.ref,
+            )
+        return PowerResult(power=state, fences=True)
+
+    @activity.defn(name="compute.unfence", no_thread_cancel_exception=True)
+    def unfence(self, wanted: VmInput) -> Done:
+        """Let the owner start the VM again."""
+        self._clouds.get(wanted.cloud).compute.unfence(wanted.ref, migration=wanted.migration)
+        return Done()
+
     @activity.defn(name="compute.ensure_vm", no_thread_cancel_exception=True)
     def ensure_vm(self, wanted: EnsureVmInput) -> VmResult:
         """Define the VM at the target, or find the one defined before."""
@@ -99,14 +120,17 @@ class ComputeActivities:
 
     @activity.defn(name="compute.ensure_absent", no_thread_cancel_exception=True)
     def ensure_absent(self, wanted: VmInput) -> Done:
-        """Remove a VM that this migration made; the ref may be its name. One that is not there is fine."""
+        """Remove a VM that this migration made; the ref may be its name. One that is not there is fine.
+
+        The driver is asked all the same: an attempt to define it may have died after it had reserved something.
+        """
         compute = self._clouds.get(wanted.cloud).compute
         try:
-            ref = compute.inspect(wanted.ref).ref
+            ref, note = compute.inspect(wanted.ref).ref, ""
         except NotFound:
-            return Done(note="not there")
+            ref, note = wanted.ref, "not there"
         compute.ensure_absent(ref, migration=wanted.migration)
-        return Done()
+        return Done(note=note)
 
     @activity.defn(name="compute.release", no_thread_cancel_exception=True)
     def release(self, wanted: VmInput) -> Done:
@@ -121,6 +145,7 @@ class ComputeActivities:
         ref = wanted.spec.ref
         for key in cloud.points.owned(ref, wanted.migration) if wanted.points else ():
             cloud.points.close(ref, key, migration=wanted.migration)
+        cloud.compute.unfence(ref, migration=wanted.migration)
         cloud.compute.set_autostart(ref, enabled=wanted.spec.autostart)
         if wanted.spec.power is Power.RUNNING:
             cloud.compute.start(ref)

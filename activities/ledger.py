@@ -22,6 +22,15 @@ def _points(cloud: Cloud, ref: str | None, migration: str) -> set[str]:
         return set()
 
 
+def _fenced(cloud: Cloud, wanted: ReadBackInput) -> list[str]:
+    """The source, if this migration still keeps it from being started."""
+    try:
+        fenced = wanted.source_ref is not None and cloud.compute.fenced(wanted.source_ref) == wanted.migration
+    except NotFound:
+        return []
+    return [entry.name for entry in wanted.entries if entry.kind == "fence" and fenced]
+
+
 class LedgerActivities:
     """Reading objects back."""
 
@@ -38,6 +47,8 @@ class LedgerActivities:
             found |= {(name, "vm", vm) for vm in cloud.compute.owned(wanted.migration)}
             if cloud.handover is not None:
                 found |= {(name, "release", vm) for vm in cloud.handover.released(wanted.migration)}
+            if any(entry.kind == "fence" and entry.cloud == name for entry in wanted.entries):
+                found |= {(name, "fence", vm) for vm in _fenced(cloud, wanted)}
             if name == wanted.source and wanted.vm is not None:
                 shadows = {(name, "shadow", overlay) for overlay in cloud.shadows.owned(wanted.vm, wanted.migration)}
                 # A driver may know the overlays as volumes too.

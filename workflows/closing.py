@@ -30,6 +30,7 @@ from workflows import attributes
 from workflows.calls import call
 from workflows.copying import close_point
 from workflows.course import Course
+from workflows.cutover import remove_fence
 from workflows.verifying import compare_all
 
 
@@ -153,6 +154,7 @@ async def commit(course: Course) -> None:
         for cloud, ref in ((plan.source, journal.vm.ref), (plan.target, journal.target_ref)):
             wanted = ForgetPointsInput(cloud=cloud, ref=ref, migration=journal.migration)
             await call(PointActivities.forget, wanted, summary=f"forget points on {cloud}")
+        await remove_fence(course)
         vm = VmInput(cloud=plan.target, ref=journal.target_ref, migration=journal.migration)
         await call(ComputeActivities.release, vm, summary="hand the target over")
         await call(

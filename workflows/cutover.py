@@ -124,7 +124,8 @@ async def stop_source(course: Course) -> None:
             AutostartInput(cloud=plan.source, ref=journal.vm.ref, enabled=False),
             summary="fence the source: no start with its host",
         )
-    power = (await call(ComputeActivities.power, vm, summary="read the power state", timing=CUTOVER)).power
+    now = await call(ComputeActivities.power, vm, summary="read the power state", timing=CUTOVER)
+    power = now.power
     # A crashed guest may still have a hypervisor process that holds its disks.
     if power is not Power.OFF:
         stopped = False
@@ -143,8 +144,22 @@ async def stop_source(course: Course) -> None:
             await call(
                 ComputeActivities.wait_off, vm, summary="confirm that it is off", schedule_to_close=timedelta(minutes=2)
             )
+    if now.fences:
+        journal.note(plan.source, "fence", journal.vm.name, Fate.INTENDED)
+        await call(ComputeActivities.fence, vm, summary="fence the source: no start by its owner")
+        journal.note(plan.source, "fence", journal.vm.name, Fate.CREATED)
     assert journal.outage is not None
     journal.outage = journal.outage.model_copy(update={"stopped_at": workflow.now()})
+
+
+async def remove_fence(course: Course) -> None:
+    """The source is its owner's again, as far as it was kept from being started."""
+    journal, plan = course.journal, course.plan
+    fences = [entry for entry in journal.ledger.open_entries() if entry.kind == "fence"]
+    for entry in fences:
+        vm = VmInput(cloud=plan.source, ref=journal.vm.ref, migration=journal.migration)
+        await call(ComputeActivities.unfence, vm, summary="take the fence from the source")
+        journal.note(entry.cloud, entry.kind, entry.name, Fate.GONE)
 
 
 async def _off_within(course: Course, vm: VmInput, timeout_s: float) -> bool:

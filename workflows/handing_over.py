@@ -22,7 +22,7 @@ from whimbrel.model.vm import Power, TargetVm
 from workflows.calls import call
 from workflows.closing import check_health
 from workflows.course import Course
-from workflows.cutover import Retreated, last_precheck, retreat, start_target, stop_source
+from workflows.cutover import Retreated, last_precheck, remove_fence, retreat, start_target, stop_source
 from workflows.opening import look, mapped_nics, mapped_pool, precheck
 from workflows.undo import handover_input
 
@@ -160,6 +160,7 @@ async def commit_handover(course: Course) -> None:
         if plan.forget_source:
             shell = VmInput(cloud=plan.source, ref=journal.vm.ref, migration=journal.migration)
             await call(HandoverActivities.forget_source, shell, summary="forget the source VM, which has no disks")
+        await remove_fence(course)
         fate = Fate.GONE if plan.forget_source else Fate.KEPT
         journal.note(plan.source, "release", journal.vm.name, fate)
         for entry in journal.ledger.open_entries():

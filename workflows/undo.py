@@ -190,6 +190,7 @@ async def _restore_source(course: Course, step: UndoStep) -> None:
         cloud=course.plan.source, spec=spec, migration=journal.migration, points=course.takes_points
     )
     result = await call(ComputeActivities.restore_source, wanted, summary="give the source back as it was")
+    _gone(course, course.plan.source, "fence")
     journal.restored = result.same_definition
     journal.source_stopped = False
     workflow.logger.info("source.restored", extra={"power": result.power.value, "same": result.same_definition})

@@ -11,7 +11,7 @@ import libvirt
 
 from drivers.libvirt import domain_xml, domains, patience, rebuild_xml, served_xml, tag
 from drivers.libvirt.connection import Connection
-from whimbrel.errors import Conflict, NotFound, NotReady
+from whimbrel.errors import Conflict, NotFound, NotReady, Unsupported
 from whimbrel.model.vm import Power, TargetVm, VmSpec
 
 FORCE_OFF_TIMEOUT_S = 45.0
@@ -222,6 +222,17 @@ class LibvirtCompute:
             domain = domains.get(conn, ref)
             if bool(domain.autostart()) != enabled:
                 domain.setAutostart(int(enabled))
+
+    def fence(self, ref: str, *, migration: str) -> None:
+        """Raises Unsupported: a domain's owner is who may redefine it. An open point holds its disks instead."""
+        raise Unsupported("libvirt has nothing that keeps a domain's owner from starting it", vm=ref)
+
+    def unfence(self, ref: str, *, migration: str) -> None:
+        """Nothing to take away."""
+
+    def fenced(self, ref: str) -> str | None:
+        """None is."""
+        return None
 
     def owned(self, migration: str) -> Sequence[str]:
         """Names of VMs that bear this migration's mark."""

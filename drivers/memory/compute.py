@@ -102,10 +102,11 @@ class MemoryCompute:
 
     @port_call(PORT)
     def ensure_absent(self, ref: str, *, migration: str) -> None:
-        """Power off and undefine; volumes and the bitmaps on them stay."""
+        """Power off and undefine; volumes and the bitmaps on them stay. Ports that were reserved for it go."""
         with self._state.lock:
             vm = self._state.vms.get(ref)
             if vm is None:
+                self._drop_ports(migration)
                 return
             if vm.made_by != migration or vm.handed_over:
                 raise Conflict(
@@ -113,6 +114,7 @@ class MemoryCompute:
                 )
             self._state.switch_off(vm)
             self._state.drop_point(vm)
+            self._drop_ports(migration)
             del self._state.vms[ref]
 
     @port_call(PORT)
@@ -131,6 +133,27 @@ class MemoryCompute:
             self._state.vm(ref).autostart = enabled
 
     @port_call(PORT)
+    def fence(self, ref: str, *, migration: str) -> None:
+        """Let nobody start it."""
+        with self._state.lock:
+            vm = self._state.vm(ref)
+            vm.fenced_by = vm.fenced_by or migration
+
+    @port_call(PORT)
+    def unfence(self, ref: str, *, migration: str) -> None:
+        """Take this migration's fence away."""
+        with self._state.lock:
+            vm = self._state.vms.get(ref)
+            if vm is not None and vm.fenced_by == migration:
+                vm.fenced_by = None
+
+    @port_call(PORT)
+    def fenced(self, ref: str) -> str | None:
+        """The migration that keeps it from being started."""
+        with self._state.lock:
+            return self._state.vm(ref).fenced_by
+
+    @port_call(PORT)
     def owned(self, migration: str) -> Sequence[str]:
         """Names of the migration's VMs that were not handed over."""
         with self._state.lock:
@@ -138,7 +161,12 @@ class MemoryCompute:
                 vm.spec.name for vm in self._state.vms.values() if vm.made_by == migration and not vm.handed_over
             )
 
+    def _drop_ports(self, migration: str) -> None:
+        self._state.ports = {port: kept for port, kept in self._state.ports.items() if kept[2] != migration}
+
     def _refuse_if_held(self, vm: Vm) -> None:
+        if vm.fenced_by is not None:
+            raise Conflict(f"VM {vm.spec.name} cannot start: migration {vm.fenced_by} has fenced it")
         if vm.held is not None:
             raise Conflict(f"VM {vm.spec.name} cannot start: migration {vm.held.migration} has taken its disks")
         if not vm.tokens and any(imports(self._state.disk_of(vm, key)) for key in vm.volumes):

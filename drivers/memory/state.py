@@ -119,6 +119,8 @@ class Vm:
     point_migration: str = ""
     served: dict[str, NbdEndpoint] = field(default_factory=dict)
     """Disk key -> export that the VM runs on in place of the volume."""
+    fenced_by: str | None = None
+    """The migration that keeps the VM from being started."""
     held: Held | None = None
     """Set while the disks are released: the VM has none then."""
 

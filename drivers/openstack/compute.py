@@ -7,14 +7,16 @@ not: Temporal asks again, and the same call then finds what goes on already.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from drivers.openstack import held, inventory, marks, vms
+from drivers.openstack import held, inventory, locking, marks, vms
 from drivers.openstack.announcing import Announcements
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection, settled
 from drivers.openstack.errors import server_fault
 from drivers.openstack.inventory import AnnouncedVm, Inventory
+from drivers.openstack.locking import Locks
 from drivers.openstack.managing import ADOPTED
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.volumes import WRITER
@@ -32,6 +34,7 @@ class OpenStackCompute:
         self._backing = backing
         self._networks = networks
         self._announcements = Announcements(connection, networks)
+        self._locks = Locks(connection)
 
     def inventory(self) -> Sequence[VmSpec]:
         """All VMs of the project."""
@@ -100,11 +103,15 @@ class OpenStackCompute:
         return self.inspect(self._announcements.announce(vm))
 
     def ensure_absent(self, ref: str, *, migration: str) -> None:
-        """Delete the server with its ports and what announced it; volumes stay. Raises Conflict, NotReady."""
+        """Delete the server with its ports and what announced it; volumes stay. Raises Conflict, NotReady.
+
+        Ports that were reserved for a VM which was never announced go too.
+        """
         seen = inventory.read(self._connection)
         try:
             ref, server, plan = seen.find(ref)
         except NotFound:
+            self._networks.drop_loose(seen.ports, migration)
             return
         if vms.owner(server, plan) != migration:
             name = server.name if server is not None else ref
@@ -117,9 +124,11 @@ class OpenStackCompute:
                     lambda: True if conn.compute.find_server(server.id, ignore_missing=True) is None else None,
                     f"server {server.name} is being deleted",
                 )
-        for _, port in seen.ports_of(server, plan):
+        mine = {port.id: port for _, port in seen.ports_of(server, plan)}
+        for port in mine.values():
             if marks.migration_of(port.name) == migration:
                 self._networks.ensure_port_absent(port.id, migration=migration)
+        self._networks.drop_loose([port for port in seen.ports if port.id not in mine], migration)
         if plan is not None:
             self._announcements.forget(seen, plan)
 
@@ -142,6 +151,24 @@ class OpenStackCompute:
     def set_autostart(self, ref: str, *, enabled: bool) -> None:
         """Nothing to set: a compute host that comes up starts exactly those servers that were not stopped."""
         self._server(ref)
+
+    def fence(self, ref: str, *, migration: str) -> None:
+        """Lock the server; a VM that is announced only has none that could be started. Raises NotFound."""
+        server = self._server(ref)
+        if server is not None:
+            self._locks.lock(server, migration)
+
+    def unfence(self, ref: str, *, migration: str) -> None:
+        """Unlock it."""
+        with suppress(NotFound):
+            server = self._server(ref)
+            if server is not None:
+                self._locks.unlock(server, migration)
+
+    def fenced(self, ref: str) -> str | None:
+        """The migration in the reason of its lock. Raises NotFound."""
+        server = self._server(ref)
+        return locking.owner(server) if server is not None else None
 
     def owned(self, migration: str) -> Sequence[str]:
         """Names of the migration's VMs."""
@@ -204,6 +231,11 @@ class OpenStackCompute:
             )
 
     def _check_free(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:
+        if server is not None and (fenced := locking.owner(server)) is not None:
+            raise Conflict(
+                f"migration {fenced} keeps server {server.name} from being started",
+                action="confirm or roll back that migration; if it is lost, unlock the server",
+            )
         for key, volume in seen.disks_of(server, plan):
             writer = (volume.metadata or {}).get(WRITER)
             if writer:

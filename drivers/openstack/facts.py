@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drivers.openstack import access, flavors, inventory, marks, quotas, vms
+from drivers.openstack import access, flavors, inventory, locking, marks, quotas, vms
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection
 from drivers.openstack.inventory import Inventory
@@ -33,6 +33,7 @@ def capabilities(connection: Connection, backing: Backing) -> Capabilities:
         live_points=reach,
         change_tracking=reach,
         handover=reach,
+        fences=True,
         points_outlive_start=reach,
         console=True,
         disk_formats=("raw",),
@@ -71,6 +72,7 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) 
         watchdog="hw:watchdog_action" in extra,
         snapshots=tuple(sorted(str(found.name or found.id) for found in Snapshots(connection).foreign(volumes))),
         running_job=_job(server, volumes),
+        locked=locking.stranger(server) if server is not None and access.ADMIN not in reach.roles else "",
         hypervisor_version=able.version,
         clock=clock,
         capabilities=able,

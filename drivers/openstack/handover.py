@@ -17,8 +17,9 @@ from drivers.openstack.backing import Backing, SharedImage, image_name, volume_n
 from drivers.openstack.connection import Connection, settled
 from drivers.openstack.held import Deposit, Taken
 from drivers.openstack.inventory import AnnouncedVm, Inventory
+from drivers.openstack.locking import Locks
 from drivers.openstack.managing import Adopted, Managing, adopted
-from drivers.openstack.networks import is_ours
+from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.stored import SourceDisk, Stored, adopted_of
 from whimbrel.errors import Conflict, NotFound, NotReady
 from whimbrel.exclusion import alone
@@ -34,6 +35,7 @@ class OpenStackHandover:
         self._backing = backing
         self._stored = Stored(connection, backing)
         self._managing = Managing(connection)
+        self._locks = Locks(connection)
 
     # --- one storage
 
@@ -198,6 +200,7 @@ class OpenStackHandover:
             if not marked or any(mark.migration != migration for _, mark in marked) or self._named(marked):
                 raise Conflict(f"VM {ref} was not released by this migration", vm=ref)
             if server is not None:
+                self._locks.unlock(server, migration)  # only an administrator deletes a locked one
                 self._delete(server)
             elif plan is not None:
                 self._release_ports(plan)
@@ -349,7 +352,8 @@ class OpenStackHandover:
                 with suppress(NotFound):
                     (found,) = self._stored.images([disk], pools)
                     self._abandon(seen, *found, migration)
-            self._drop_ports(seen, migration)
+            # those of an attempt to announce the VM that died before it was there to be found
+            OpenStackNetworks(self._connection).drop_loose(seen.ports, migration)
 
     def _abandon(self, seen: Inventory, pool: str, image: SharedImage, migration: str) -> None:
         """The name comes first: a request to manage that waits in a queue somewhere finds nothing after that."""
@@ -366,13 +370,6 @@ class OpenStackHandover:
                 self._backing.images.shared.rename(pool, image.id, kept.back_name, never=sorted(names))
         for volume in mine:
             self._managing.unmanage(volume.id, patient=False)
-
-    def _drop_ports(self, seen: Inventory, migration: str) -> None:
-        """Those of an attempt to announce the VM that died before it was there to be found."""
-        for port in seen.ports:
-            if is_ours(port, migration) and not port.device_id:
-                with self._connection.using(f"removing port {port.name}") as conn:
-                    conn.network.delete_port(port.id, ignore_missing=True)
 
     @staticmethod
     def _refuse_unless_free(volumes: Sequence[Any], image: SharedImage) -> None:

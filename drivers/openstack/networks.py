@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from drivers.openstack import access, marks
@@ -83,6 +83,13 @@ class OpenStackNetworks:
             if not is_ours(found, migration):
                 raise Conflict(f"port {found.name or port} was not made by migration {migration}", port=port)
             conn.network.delete_port(found.id, ignore_missing=True)
+
+    def drop_loose(self, ports: Iterable[Any], migration: str) -> None:
+        """Remove those of ``ports`` that the migration has reserved and no server has."""
+        for port in ports:
+            if is_ours(port, migration) and not port.device_id:
+                with self._connection.using(f"removing port {port.name}") as conn:
+                    conn.network.delete_port(port.id, ignore_missing=True)
 
 
 def network_named(conn: Any, name: str) -> Any:

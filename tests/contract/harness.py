@@ -69,6 +69,10 @@ class Harness(Protocol):
         """
         ...
 
+    def start_by_hand(self, ref: str) -> bool:
+        """Start a VM as its owner would, past the driver; whether it runs then."""
+        ...
+
     def remove_vm(self, ref: str) -> None:
         """Remove such a VM with its disks, as its owner would."""
         ...

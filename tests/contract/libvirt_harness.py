@@ -118,6 +118,12 @@ class LibvirtHarness:
         except libvirt.libvirtError:
             self.conn = self._lab.connect(self._cloud)
 
+    def start_by_hand(self, ref: str) -> bool:
+        domain = self.domain(ref)
+        with suppress(libvirt.libvirtError):
+            domain.create()
+        return bool(domain.isActive())
+
     def remove_vm(self, ref: str) -> None:
         domain = self.domain(ref)
         paths = [self._path(domain, disk) for disk in self._disks(domain)]

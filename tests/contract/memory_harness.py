@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from drivers.memory import MemoryCloud, Scenario
 from tests.contract.harness import Lack
@@ -33,6 +33,11 @@ class MemoryHarness:
     ) -> str:
         self._made += 1
         return self.scenario.add_vm(name or f"guest-{self._made}", disks, running=running).ref
+
+    def start_by_hand(self, ref: str) -> bool:
+        with suppress(Conflict):
+            MemoryCloud(self._name).compute.start(ref)
+        return self.cloud.compute.power(ref) is Power.RUNNING
 
     def remove_vm(self, ref: str) -> None:
         self.scenario.remove_vm(ref, with_disks=True)

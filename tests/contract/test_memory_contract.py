@@ -43,6 +43,16 @@ class TestMemoryCompute(_Memory, ComputeContract):
     pass
 
 
+class TestMemoryComputeThatFences(_Memory, ComputeContract):
+    @pytest.fixture
+    def harness(self) -> Iterator[Harness]:
+        name = f"contract-{uuid.uuid4()}"
+        made = MemoryHarness(name)
+        made.scenario.set_capabilities(fences=True)
+        yield made
+        MemoryCloud.reset(name)
+
+
 class TestMemoryVolume(_Memory, VolumeContract):
     pass
 

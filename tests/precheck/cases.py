@@ -64,6 +64,8 @@ SOURCE = (
     _unknown("source.power", facts(source__vm__power=Power.UNKNOWN)),
     _found("source.not-suspended", facts(source__managed_save=True), "managed save"),
     _found("source.not-suspended", facts(source__vm__power=Power.SUSPENDED), "suspended"),
+    _found("source.locked", facts(source__locked="the server is locked: audit"), "locked: audit", "unlock"),
+    _unknown("source.locked", GONE),
     _found("source.running-job", facts(source__running_job="backup (virtnbdbackup)"), "virtnbdbackup"),
     _unknown("source.running-job", GONE),
     _found("source.snapshots", facts(source__snapshots=("before", "after")), "2 snapshots", "before, after"),

@@ -126,6 +126,7 @@ def test_cutover_asks_only_what_may_have_changed() -> None:
         "path.read",
         "path.write",
         "source.power",
+        "source.locked",
         "source.running-job",
         "target.name-free",
         "network.mac",

@@ -40,6 +40,8 @@ class PowerResult(Frozen):
     """A power state, read from the cloud."""
 
     power: Power
+    fences: bool = False
+    """The cloud can keep the VM's owner from starting it."""
 
 
 class StartInput(Frozen):

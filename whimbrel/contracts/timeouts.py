@@ -106,6 +106,8 @@ TABLE: dict[str, Timing] = {
     "compute.wait_off": WAIT_OFF,
     "compute.force_off": CUTOVER,
     "compute.set_autostart": CUTOVER,
+    "compute.fence": CUTOVER,
+    "compute.unfence": CLOUD_WRITE,
     "compute.ensure_vm": CUTOVER,
     "compute.ensure_absent": COMPENSATION,
     "compute.release": CLOUD_WRITE,

@@ -67,6 +67,8 @@ class SourceFacts(Frozen):
     snapshots: tuple[str, ...] = ()
     running_job: str | None = None
     """A backup, block or migration job that is not ours."""
+    locked: str = ""
+    """Somebody keeps the VM from being stopped and started, and these credentials cannot override it; in words."""
     managed_save: bool = False
     agent_configured: bool = False
     agent_answers: bool = False

@@ -8,7 +8,9 @@ from typing import Literal
 
 from whimbrel.model.endpoint import Frozen
 
-ObjectKind = Literal["volume", "vm", "checkpoint", "point", "writer", "port", "manifest", "stream", "shadow", "release"]
+ObjectKind = Literal[
+    "volume", "vm", "checkpoint", "point", "writer", "port", "manifest", "stream", "shadow", "release", "fence"
+]
 
 
 class Fate(StrEnum):

@@ -143,6 +143,8 @@ class Capabilities(Frozen):
     """They are fed by an import of the cloud's storage (``ImportPort``), not by a server that writes the volume."""
     shadows: bool = False
     """Writes at the target can be kept in overlays over the stopped VM's disks (``ShadowPort``)."""
+    fences: bool = False
+    """A VM that is off can be kept from being started by its owner (``ComputePort.fence``)."""
     handover: bool = False
     """Volumes can be released and adopted without copying them (``HandoverPort``)."""
     guest_agent: bool = False

@@ -49,6 +49,7 @@ class ComputePort(Protocol):
     def ensure_absent(self, ref: str, *, migration: str) -> None:
         """Power off and undefine a VM that ``migration`` made; no disk is removed. A VM that is not there is fine.
 
+        What the migration had reserved for it (ports) goes too, also for a VM that was never made.
         Raises Conflict for a VM that is not tagged as made by this migration.
         """
         ...
@@ -59,6 +60,21 @@ class ComputePort(Protocol):
 
     def set_autostart(self, ref: str, *, enabled: bool) -> None:
         """Whether the cloud starts the VM by itself when its host comes up."""
+        ...
+
+    def fence(self, ref: str, *, migration: str) -> None:
+        """Let nobody start the VM but who may override it, until ``unfence``; only where ``capabilities.fences``.
+
+        Again is fine. One that is fenced already, by whomever, stays as it is. Raises NotFound.
+        """
+        ...
+
+    def unfence(self, ref: str, *, migration: str) -> None:
+        """Take the fence away. Not fenced, another's fence, or no VM: nothing is done."""
+        ...
+
+    def fenced(self, ref: str) -> str | None:
+        """The migration that has fenced the VM. Raises NotFound."""
         ...
 
     def owned(self, migration: str) -> Sequence[str]:

@@ -92,6 +92,15 @@ def not_suspended(facts: PrecheckFacts) -> Answer:
     return ok("no saved memory image")
 
 
+@rule("source.locked", "the VM may be stopped and started", Severity.BLOCK, stages=ALWAYS)
+def unlocked(facts: PrecheckFacts) -> Answer:
+    """Nobody has locked the VM against these credentials: it must be stopped, and started again by a rollback."""
+    the_vm(facts)
+    if facts.source.locked:
+        return found(facts.source.locked, "ask who has locked it, and unlock it (openstack server unlock)")
+    return ok("not locked")
+
+
 @rule("source.running-job", "no other job works on the VM", Severity.BLOCK, catalogue=(19,), stages=ALWAYS)
 def no_job(facts: PrecheckFacts) -> Answer:
     """No backup, block or live-migration job of somebody else runs on the VM now."""
@@ -282,6 +291,7 @@ RULES = (
     vm_found,
     vm_unique,
     not_migrated,
+    unlocked,
     mode_served,
     may_act,
     same_machine,

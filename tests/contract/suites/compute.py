@@ -13,6 +13,7 @@ from whimbrel.errors import Conflict, NotFound
 from whimbrel.model.vm import Power
 from whimbrel.ports.compute import ComputePort
 
+OTHER = "0123456789"
 ON_ONE_VM: list[Callable[[ComputePort, str], object]] = [
     lambda compute, ref: compute.inspect(ref),
     lambda compute, ref: compute.power(ref),
@@ -154,6 +155,39 @@ class ComputeContract(ContractSuite):
             compute.set_autostart(ref, enabled=enabled)
             assert compute.inspect(ref).autostart is enabled
 
+    # --- fencing
+
+    def test_a_fenced_vm_is_not_started_by_its_owner(self, harness: Harness, migration: str) -> None:
+        if not harness.cloud.capabilities().fences:
+            pytest.skip("capabilities().fences is False")
+        compute = harness.cloud.compute
+        ref = harness.make_vm([(SIZE, self.disk_format)])
+        before = compute.inspect(ref)
+        for cloud in (harness.cloud, harness.cloud, harness.fresh_cloud()):
+            cloud.compute.fence(ref, migration=migration)
+            assert harness.fresh_cloud().compute.fenced(ref) == migration
+        compute.fence(ref, migration=OTHER)
+        compute.unfence(ref, migration=OTHER)
+        assert compute.fenced(ref) == migration
+        assert not harness.start_by_hand(ref)
+        with pytest.raises(Conflict):
+            compute.start(ref)
+        assert compute.inspect(ref) == before
+        for cloud in (harness.cloud, harness.cloud, harness.fresh_cloud()):
+            cloud.compute.unfence(ref, migration=migration)
+            assert harness.fresh_cloud().compute.fenced(ref) is None
+        assert compute.inspect(ref) == before
+        assert harness.start_by_hand(ref)
+
+    def test_the_fence_of_a_vm_that_is_not_there(self, harness: Harness, migration: str) -> None:
+        if not harness.cloud.capabilities().fences:
+            pytest.skip("capabilities().fences is False")
+        with pytest.raises(NotFound):
+            harness.cloud.compute.fence(str(uuid.uuid4()), migration=migration)
+        with pytest.raises(NotFound):
+            harness.cloud.compute.fenced(str(uuid.uuid4()))
+        harness.cloud.compute.unfence(str(uuid.uuid4()), migration=migration)
+
     # --- rebuilding
 
     def test_ensure_vm_keeps_the_sources_traits(self, harness: Harness, migration: str) -> None:
@@ -226,6 +260,20 @@ class ComputeContract(ContractSuite):
 
     def test_absence_of_what_never_was_is_fine(self, harness: Harness, migration: str) -> None:
         harness.cloud.compute.ensure_absent(str(uuid.uuid4()), migration=migration)
+
+    def test_ensure_absent_takes_what_was_reserved_for_a_vm_that_never_was(
+        self, harness: Harness, migration: str
+    ) -> None:
+        """An attempt to define it died after its first step."""
+        networks, mine, others = harness.cloud.networks, "52:54:00:fe:dc:bb", "52:54:00:fe:dc:bc"
+        networks.ensure_port(harness.network, mine, None, migration=migration)
+        networks.ensure_port(harness.network, others, None, migration=OTHER)
+        reserved = set(networks.mac_owners([mine, others]))
+        for _ in range(2):
+            harness.cloud.compute.ensure_absent("never-was", migration=migration)
+            assert set(networks.mac_owners([mine, others])) == reserved - {mine}
+        harness.cloud.compute.ensure_absent("never-was", migration=OTHER)
+        assert networks.mac_owners([mine, others]) == {}
 
     def test_ensure_absent_spares_a_foreign_vm(self, harness: Harness, migration: str) -> None:
         ref = harness.make_vm([(SIZE, self.disk_format)], running=True)

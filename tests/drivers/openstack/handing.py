@@ -14,7 +14,7 @@ from drivers.openstack import OpenStackCloud
 from drivers.openstack.backing import image_name
 from tests.contract.openstack_harness import patiently
 from tests.contract.openstack_sharing import OpenStackSharing
-from whimbrel.contracts.activity_io import VmInput
+from whimbrel.contracts.activity_io import RestoreSourceInput, StartInput, VmInput
 from whimbrel.contracts.handover_io import DefineInput, HandoverInput
 from whimbrel.model.naming import migration_id
 from whimbrel.model.vm import TargetVm, VmSpec
@@ -68,15 +68,10 @@ class Handing:
     # -- the acts, as the workflow has them
 
     def forth(self) -> list[Act]:
-        return [self.release, self.adopt, self.define]
+        return [self.fence, self.release, self.adopt, self.define]
 
     def back(self) -> list[Act]:
-        there = VmInput(cloud="b", ref=self.vm.name, migration=self.wanted.migration)
-        return [
-            partial(self.compute.ensure_absent, there),
-            partial(self.activities.abandon, self.wanted),
-            partial(self.activities.reclaim, self.wanted),
-        ]
+        return [self.remove, self.abandon, self.reclaim, self.restore]
 
     def confirm(self) -> list[Act]:
         there = VmInput(cloud="b", ref=self.vm.name, migration=self.wanted.migration)
@@ -85,6 +80,10 @@ class Handing:
             lambda: self.compute.release(there.model_copy(update={"ref": self.ref})),
             partial(self.activities.forget_source, shell),
         ]
+
+    def fence(self) -> None:
+        self.compute.fence(VmInput(cloud="a", ref=self.vm.ref, migration=self.wanted.migration))
+        assert self.sharing.source.compute.fenced(self.vm.ref) == self.wanted.migration
 
     def release(self) -> None:
         released = self.activities.release(self.wanted)
@@ -97,6 +96,22 @@ class Handing:
         nics = tuple(nic.model_copy(update={"network": self.sharing.network}) for nic in self.vm.nics)
         vm = TargetVm(migration=self.wanted.migration, name=self.vm.name, source=self.vm, disks=self.adopted, nics=nics)
         self.ref = self.activities.define(DefineInput(handover=self.wanted, vm=vm)).vm.ref
+
+    def start(self) -> None:
+        self.compute.start(StartInput(cloud="b", ref=self.ref))
+
+    def remove(self) -> None:
+        self.compute.ensure_absent(VmInput(cloud="b", ref=self.vm.name, migration=self.wanted.migration))
+
+    def abandon(self) -> None:
+        self.activities.abandon(self.wanted)
+
+    def reclaim(self) -> None:
+        assert self.activities.reclaim(self.wanted).ours
+
+    def restore(self) -> None:
+        wanted = RestoreSourceInput(cloud="a", spec=self.vm, migration=self.wanted.migration, points=False)
+        assert self.compute.restore_source(wanted).same_definition
 
     # -- what must be true
 
@@ -122,6 +137,8 @@ class Handing:
         """All is as it was: nothing of a migration is left in either cloud, or on the images."""
         seen = self.sharing.source.compute.inspect(self.vm.ref)
         assert seen == self.vm
+        server = self.sharing.a.conn.compute.get_server(self.vm.ref)
+        assert (server.is_locked, server.metadata) == (False, {})
         assert self.shared.ids("shared", self.images.values()) == self.ids
         for image in self.ids.values():
             assert self.shared.get("shared", image).marks == {}

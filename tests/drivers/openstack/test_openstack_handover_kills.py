@@ -1,9 +1,16 @@
-"""The worker dies at every single call that changes something in a cloud or in the pool."""
+"""The worker dies between any two calls that change something in a cloud or in the pool, in every act of a handover.
+
+Killed after a call is killed before the next one: nothing of the attempt happens between them. Each act is killed in a
+test of its own, so that one takes minutes: what led to it is done whole, the act dies, and then it is done again, or
+given up for the way back.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -11,10 +18,35 @@ from labs.openstack import OpenStackLab
 from tests.contract.api_calls import Calls, Killed
 from tests.contract.openstack_harness import patiently
 from tests.contract.openstack_sharing import OpenStackSharing
-from tests.drivers.openstack.handing import Act, Handing, go
+from tests.drivers.openstack.handing import Handing, go
 
-pytestmark = [pytest.mark.openstack, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.openstack, pytest.mark.timeout(900)]
 SAMPLE = 5
+
+
+class Death(NamedTuple):
+    """An act that is killed: what comes before it, and whether it is given up then."""
+
+    before: tuple[str, ...]
+    act: str
+    gives_up: bool
+
+
+THERE = ("fence", "release", "adopt", "define", "start")
+DEATHS = {
+    **{
+        f"{act}-{how}": Death(THERE[:number], act, how == "given-up")
+        for number, act in enumerate(THERE)
+        for how in ("repeated", "given-up")
+    },
+    "remove": Death(THERE, "remove", False),
+    "remove-announced": Death(THERE[:-1], "remove", False),
+    "abandon": Death(("fence", "release", "adopt"), "abandon", False),
+    "abandon-half-announced": Death(("fence", "release", "adopt", "define", "remove"), "abandon", False),
+    "reclaim": Death(("fence", "release", "adopt", "abandon"), "reclaim", False),
+    "reclaim-at-once": Death(("fence", "release"), "reclaim", False),
+    "restore": Death(("fence",), "restore", False),
+}
 
 
 @pytest.fixture
@@ -24,67 +56,77 @@ def sharing(openstack_clouds: OpenStackLab) -> Iterator[OpenStackSharing]:
     made.end()
 
 
-def play(handing: Handing, calls: Calls, parts: list[Callable[[], list[Act]]], *, turn_back: bool) -> None:
-    """The acts of all parts; the one that is killed is tried again, or given up for the way back."""
-    for part in parts:
-        for act in part():
-            try:
-                patiently(act)
-            except Killed:
-                handing.check()
-                if turn_back and part == handing.forth:
-                    go(handing.back())
-                    return
-                patiently(act)
-            handing.check()
+def lead_to(handing: Handing, death: Death) -> None:
+    go([getattr(handing, act) for act in death.before])
 
 
-def count(handing: Handing, parts: list[Callable[[], list[Act]]]) -> list[str]:
-    """All calls of an undisturbed run."""
+def count(handing: Handing, death: Death) -> list[str]:
+    """All calls of the act, undisturbed; then home."""
+    lead_to(handing, death)
     with Calls().watching(*handing.clouds.values()) as calls:
-        play(handing, calls, parts, turn_back=False)
+        patiently(getattr(handing, death.act))
+    go(handing.back())
+    handing.at_home()
     return calls.seen
 
 
-def round_trips(handing: Handing, moments: int | None) -> None:
-    parts = [handing.forth, handing.back]
-    seen = count(handing, parts)
+def die(handing: Handing, death: Death, at: int) -> str:
+    """Killed after the call of this number; the call."""
+    handing.begin()
+    lead_to(handing, death)
+    act = getattr(handing, death.act)
+    with Calls(at, after=True).watching(*handing.clouds.values()) as calls:
+        with pytest.raises(Killed):
+            patiently(act)
+        handing.check()
+    if not death.gives_up:
+        patiently(act)
+        handing.check()
+    go(handing.back())
     handing.at_home()
-    print(f"{len(seen)} calls:", *seen, sep="\n  ")  # noqa: T201 - for whoever reads a failure
-    every = [(at, after, back) for at in range(1, len(seen) + 1) for after in (False, True) for back in (False, True)]
-    for at, after, back in random.Random(5).sample(every, moments) if moments else every:
-        handing.begin()
-        with Calls(at, after=after).watching(*handing.clouds.values()) as calls:
-            play(handing, calls, parts, turn_back=back)
-        assert len(calls.seen) >= at, "nothing was killed"
-        print(f"killed at {at} {'after' if after else 'before'} {calls.seen[at - 1]}, {back=}")  # noqa: T201
-        handing.at_home()
-
-
-def test_killed_on_the_way_there_and_back(sharing: OpenStackSharing) -> None:
-    round_trips(Handing(sharing), SAMPLE)
+    return calls.seen[-1]
 
 
 @pytest.mark.slow
-def test_killed_at_every_call_there_and_back(sharing: OpenStackSharing) -> None:
-    round_trips(Handing(sharing), None)
-
-
-@pytest.mark.slow
-def test_killed_at_every_call_of_the_confirmation(sharing: OpenStackSharing) -> None:
+@pytest.mark.parametrize("name", DEATHS)
+def test_killed_after_every_call_of(sharing: OpenStackSharing, name: str) -> None:
+    death = DEATHS[name]
     handing = Handing(sharing)
-    go(handing.forth())
-    seen = count(handing, [handing.confirm])
-    handing.moved()
-    print(f"{len(seen)} calls:", *seen, sep="\n  ")  # noqa: T201
+    seen = count(handing, death)
+    assert seen, f"{death.act} changes nothing"
     for at in range(1, len(seen) + 1):
-        for after in (False, True):
-            handing = Handing(sharing)
-            go(handing.forth())
-            with Calls(at, after=after).watching(*handing.clouds.values()) as calls:
-                play(handing, calls, [handing.confirm], turn_back=False)
-            assert len(calls.seen) >= at
-            handing.moved()
+        began = time.monotonic()
+        print(f"{name} {at}/{len(seen)} {die(handing, death, at)} {time.monotonic() - began:.1f} s")  # noqa: T201
+
+
+def test_killed_here_and_there(sharing: OpenStackSharing) -> None:
+    """A few of the above: one call of each act that unmanages, manages or renames."""
+    chance = random.Random(5)
+    handing = Handing(sharing)
+    for name in ("release-repeated", "adopt-repeated", "define-given-up", "abandon", "reclaim")[:SAMPLE]:
+        at = chance.randint(1, len(count(handing, DEATHS[name])) - 1)
+        print(f"{name} {at} {die(handing, DEATHS[name], at)}")  # noqa: T201
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_killed_after_every_call_of_the_confirmation(sharing: OpenStackSharing, part: int) -> None:
+    """Each with a VM of its own: it does not come back."""
+    at, whole = part, False
+    while not whole:
+        at += 1
+        handing = Handing(sharing, disks=1 + part % 2)
+        go(handing.forth())
+        with Calls(at, after=True).watching(*handing.clouds.values()) as calls:
+            try:
+                go(handing.confirm())
+                whole = True
+            except Killed:
+                handing.check()
+        go(handing.confirm())
+        handing.moved()
+        print(f"confirmation {at} {calls.seen[-1]}")  # noqa: T201
+        at += 3
 
 
 def test_the_check_sees_an_image_that_two_clouds_manage(sharing: OpenStackSharing) -> None:
