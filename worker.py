@@ -131,7 +131,7 @@ class ConfiguredClouds:
                 server_tls_dir=entry.server_tls_dir or DEFAULT_SERVER_TLS_DIR,
             )
         from drivers.ceph import RbdImages
-        from drivers.openstack import OpenStackCloud
+        from drivers.openstack import MoverSettings, OpenStackCloud
 
         return OpenStackCloud(
             name,
@@ -142,6 +142,7 @@ class ConfiguredClouds:
             region=entry.region,
             max_concurrent_calls=entry.max_concurrent_calls,
             calls_per_s=entry.calls_per_s,
+            mover=MoverSettings(**entry.mover.model_dump()) if entry.mover is not None else None,
         )
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from whimbrel.dataplane import open_device
-from whimbrel.errors import WhimbrelError
+from whimbrel.errors import NotReady, WhimbrelError
 from whimbrel.model.extent import total_bytes
 from whimbrel.model.facts import PathFacts, SourceFacts
 from whimbrel.model.plan import VmPlan
@@ -21,6 +23,22 @@ PROBE_BYTES = 32 << 20
 PROBE_VOLUME_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
 DIRTY_WATCH_S = 3.0
+ASKED_AGAIN_S = 240.0
+"""How long a cloud that is not ready is asked again here: a probe that ends undoes what it waits for."""
+ASK_EVERY_S = 1.0
+T = TypeVar("T")
+
+
+def _done(call: Callable[[], T]) -> T:
+    """What the call gives once the cloud has done it. Raises NotReady after ``ASKED_AGAIN_S``."""
+    deadline = time.monotonic() + ASKED_AGAIN_S
+    while True:
+        try:
+            return call()
+        except NotReady:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(ASK_EVERY_S)
 
 
 def read_rate(device: BlockDevice, limit_bytes: int = PROBE_BYTES) -> tuple[float | None, float]:
@@ -103,20 +121,21 @@ def probe_source(cloud: Cloud, vm: VmSpec, migration: str) -> tuple[float | None
     first, second = f"whimbrel-{migration}-p000", f"whimbrel-{migration}-p001"
     dirty: float | None = None
     try:
-        point = cloud.points.open(vm.ref, disks, key=first, migration=migration, track=trackable)
+        point = _done(lambda: cloud.points.open(vm.ref, disks, key=first, migration=migration, track=trackable))
         rate, latency_s = _read_point(point)
-        cloud.points.close(vm.ref, first, migration=migration)
+        _done(lambda: cloud.points.close(vm.ref, first, migration=migration))
         if trackable and point.token is not None:
             rest_s = DIRTY_WATCH_S - (time.time() - point.taken_at.timestamp())
             time.sleep(max(rest_s, 0.0))
-            later = cloud.points.open(vm.ref, disks, key=second, since=point.token, migration=migration)
+            token = point.token
+            later = _done(lambda: cloud.points.open(vm.ref, disks, key=second, since=token, migration=migration))
             span_s = (later.taken_at - point.taken_at).total_seconds()
             dirty = _changed_bytes(later) / span_s if span_s > 0 else None
         return rate, latency_s, dirty
     finally:
         for key in (first, second):
-            cloud.points.close(vm.ref, key, migration=migration)
-        cloud.points.forget(vm.ref, migration=migration)
+            _done(lambda key=key: cloud.points.close(vm.ref, key, migration=migration))  # type: ignore[misc]
+        _done(lambda: cloud.points.forget(vm.ref, migration=migration))
 
 
 def probe_target(cloud: Cloud, pool: str, migration: str, *, look: bool = False) -> tuple[float, bool | None]:
@@ -131,20 +150,20 @@ def probe_target(cloud: Cloud, pool: str, migration: str, *, look: bool = False)
     )
     key = f"whimbrel-{migration}-probe"
     try:
-        volume = cloud.volumes.ensure_volume(spec)
-        session = cloud.volumes.open_writer(key, {"probe": volume}, migration=migration)
+        volume = _done(lambda: cloud.volumes.ensure_volume(spec))
+        session = _done(lambda: cloud.volumes.open_writer(key, {"probe": volume}, migration=migration))
         device = open_device(session.disk("probe").endpoint)
         try:
             rate = write_rate(device, pattern=pattern)
         finally:
             device.close()
         if look:
-            cloud.volumes.close_writer(key)
+            _done(lambda: cloud.volumes.close_writer(key))
             seen = _shows(cloud.serving.local_path(volume), pattern)
         return rate, seen
     finally:
-        cloud.volumes.close_writer(key)
-        cloud.volumes.ensure_absent(spec.name, pool, migration=migration)
+        _done(lambda: cloud.volumes.close_writer(key))
+        _done(lambda: cloud.volumes.ensure_absent(spec.name, pool, migration=migration))
 
 
 def probe_ports(cloud: Cloud, vm: VmSpec, migration: str, *, patient: bool) -> dict[str, str]:

@@ -8,18 +8,28 @@ from typing import Any
 
 from labs.kvm import KvmLab
 from labs.kvm.accel import virt_type
-from labs.openstack import OpenStackLab
+from labs.openstack import OpenStackLab, ceph
 from labs.openstack.processes import pid_of
 from labs.stage import CLOUD_NAMES, Stage
 from whimbrel.runtime.devserver import DevServer, free_port
 
-ACCOUNTS = {"": "-member", "-admin": "-tenant-admin"}
+ACCOUNTS = {"": "-member", "-admin": "-tenant-admin", "-mover": "-member"}
 """End of a cloud's name in plans -> end of its entry in the lab's clouds.yaml."""
+ELSEWHERE = "elsewhere"
+"""Ceph user of workers that reach the shared pool only: bytes of all others go through mover servers."""
 
 
-def name_in_plans(cloud: str, *, admin: bool = False) -> str:
-    """What plans call a cloud: ``os-a`` as the tenant's member, ``os-a-admin`` as an admin in its project."""
-    return f"os-{cloud}{'-admin' if admin else ''}"
+def name_in_plans(cloud: str, *, admin: bool = False, mover: bool = False) -> str:
+    """What plans call a cloud: ``os-a`` as the tenant's member, ``os-a-admin`` as an admin in its project.
+
+    ``os-a-mover`` is the member again, whose worker has no key to the cloud's own pool.
+    """
+    return f"os-{cloud}{'-mover' if mover else '-admin' if admin else ''}"
+
+
+def key_elsewhere(lab: OpenStackLab) -> Path:
+    """The ceph.conf of that Ceph user."""
+    return ceph.ensure_key(lab.layout, ELSEWHERE, [ceph.SHARED_POOL], lab.layout.root / ELSEWHERE)
 
 
 @dataclass
@@ -60,6 +70,19 @@ class OpenStackStage(Stage):
                         "pools": {handle.volume_type: handle.pool, handle.shared_type: handle.shared_pool},
                     },
                 }
+            entries[name_in_plans(cloud, mover=True)] |= {
+                "ceph": {
+                    "conf": str(key_elsewhere(self.openstack)),
+                    "user": ELSEWHERE,
+                    "pools": {handle.shared_type: handle.shared_pool},
+                },
+                "mover": {
+                    "image": handle.mover_image,
+                    "flavor": handle.mover_flavor,
+                    "network": handle.network,
+                    "tls_dir": str(handle.mover_tls),
+                },
+            }
         return entries
 
     def heal(self) -> None:

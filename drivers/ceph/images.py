@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
 from drivers.ceph import binding, session
 from drivers.ceph.cluster import pool_of
 from drivers.ceph.errors import translated
 from drivers.ceph.shared import SharedImages
-from whimbrel.errors import Conflict
+from whimbrel.errors import Conflict, NotFound
 from whimbrel.model.endpoint import RbdEndpoint
 
 
@@ -54,11 +54,9 @@ class RbdImages:
         for pool in sorted({pool for pool, _ in images}):
             with pool_of(self.conf, self.user, pool) as (ioctx, _):
                 for name in sorted({image for where, image in images if where == pool}):
-                    try:
-                        with rbd.Image(ioctx, name, read_only=True) as opened:
-                            found[pool, name] = int(opened.size())
-                    except rbd.ImageNotFound:
-                        continue
+                    asked = translated(f"asking for the size of {pool}/{name}")
+                    with suppress(NotFound), asked, rbd.Image(ioctx, name, read_only=True) as opened:
+                        found[pool, name] = int(opened.size())
         return found
 
     def resize(self, pool: str, image: str, size_bytes: int) -> None:

@@ -33,6 +33,7 @@ def read(connection: Connection, backing: Backing) -> tuple[AccessFacts, datetim
             ends_at=_end(connection, token),
             too_old=tuple(_too_old(connection)),
             storage_unreached=tuple(backing.unreached()),
+            mover_lacks=tuple(backing.movers.lacks()) if backing.movers is not None else (),
         ),
         clock,
     )

@@ -1,4 +1,4 @@
-"""The RBD images behind Cinder's volumes, as far as this worker reaches them.
+"""The RBD images behind Cinder's volumes, as far as this worker reaches them; mover servers are the way to the others.
 
 The driver of Ceph is handed in by the worker: drivers know nothing of each other.
 """
@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+from drivers.openstack import marks
 from whimbrel.errors import NotFound, Unsupported, WhimbrelError
 from whimbrel.model.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from drivers.openstack.movers import Movers
 
 
 class SharedImage(Protocol):
@@ -188,11 +192,15 @@ def volume_named(image: str) -> str | None:
 
 
 class Backing:
-    """Where volumes lie. ``pools`` maps volume types to Ceph pools; a type that it does not name has no direct way."""
+    """Where volumes lie. ``pools`` maps volume types to Ceph pools; a type that it does not name has no direct way.
 
-    def __init__(self, images: Images | None, pools: Mapping[str, str]) -> None:
+    ``movers``, where there are any, serve the volumes of those types.
+    """
+
+    def __init__(self, images: Images | None, pools: Mapping[str, str], movers: Movers | None = None) -> None:
         self._images = images
         self._pools = dict(pools)
+        self._movers = movers
 
     @property
     def images(self) -> Images:
@@ -208,6 +216,15 @@ class Backing:
     def direct(self) -> bool:
         """Whether the worker has a way to the storage at all."""
         return self._images is not None and bool(self._pools)
+
+    @property
+    def movers(self) -> Movers | None:
+        """Servers of ours in the cloud that serve what is not reached directly."""
+        return self._movers
+
+    def served(self, volume: Any) -> bool:
+        """Whether the volume's way is a mover server."""
+        return self._movers is not None and not self.reaches(volume)
 
     def unreached(self) -> list[str]:
         """Pools that cannot be opened and written from here, each with the reason."""
@@ -246,14 +263,12 @@ class Backing:
         if not self.reaches(volume):
             raise Unsupported(
                 f"volume {volume.name or volume.id} of type {volume.volume_type} cannot be opened from this worker",
-                action="name the Ceph pool of this volume type under ceph.pools in whimbrel.yaml",
+                action="name the Ceph pool of this volume type under ceph.pools in whimbrel.yaml, or give a `mover`",
             )
         return self._pools[volume.volume_type], image_name(volume.id)
 
     def sizes(self, volumes: Sequence[Any]) -> dict[str, int]:
-        """Real sizes of volumes in bytes by id; of those that cannot be reached what Cinder says, in whole GiB."""
+        """Real sizes of volumes in bytes by id; of those that cannot be reached what we made, or Cinder's whole GiB."""
         reached = {volume.id: self.image(volume) for volume in volumes if self.reaches(volume)}
         known = self.images.sizes(list(reached.values())) if reached else {}
-        return {
-            volume.id: known.get(reached.get(volume.id, ("", "")), int(volume.size or 0) << 30) for volume in volumes
-        }
+        return {volume.id: known.get(reached.get(volume.id, ("", "")), marks.size_of(volume)) for volume in volumes}

@@ -13,6 +13,8 @@ from drivers.openstack.connection import Connection
 from drivers.openstack.facts import capabilities, source_facts, target_facts
 from drivers.openstack.guest import OpenStackGuest
 from drivers.openstack.handover import OpenStackHandover
+from drivers.openstack.mover import MoverSettings
+from drivers.openstack.movers import Movers
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.pace import MAX_CONCURRENT_CALLS, Pace
 from drivers.openstack.points import OpenStackPoints
@@ -25,7 +27,7 @@ from whimbrel.ports.handover import HandoverPort
 class OpenStackCloud:
     """What one entry of clouds.yaml sees.
 
-    ``images`` and ``pools`` (volume type -> Ceph pool) are the way to the bytes.
+    ``images`` and ``pools`` (volume type -> Ceph pool) are the way to the bytes; ``mover`` is it for other types.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class OpenStackCloud:
         region: str | None = None,
         max_concurrent_calls: int = MAX_CONCURRENT_CALLS,
         calls_per_s: float | None = None,
+        mover: MoverSettings | None = None,
     ) -> None:
         self.name = name
         pace = Pace(at_once=max_concurrent_calls, per_s=calls_per_s)
         self._connection = Connection(clouds_yaml_name, config_file=config_file, region=region, pace=pace)
-        self._backing = Backing(images, pools or {})
+        movers = Movers(self._connection, mover) if mover is not None else None
+        self._backing = Backing(images, pools or {}, movers)
         self._networks = OpenStackNetworks(self._connection)
         self.networks = self._networks
         self.compute = OpenStackCompute(self._connection, self._backing, self._networks)

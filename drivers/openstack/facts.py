@@ -14,6 +14,7 @@ from drivers.openstack.pools import read as read_pools
 from drivers.openstack.snapshots import Snapshots
 from whimbrel.errors import AuthFailed, InvalidPlan, NotFound, PermissionDenied, Unavailable, Unsupported
 from whimbrel.model.facts import DiskFacts, SourceFacts, TargetFacts
+from whimbrel.model.quota import Limits
 from whimbrel.model.vm import Capabilities
 
 REFUSALS = (AuthFailed, PermissionDenied, InvalidPlan, Unsupported)
@@ -23,16 +24,20 @@ BUSES = ("virtio", "scsi", "sata", "ide", "usb")
 
 
 def capabilities(connection: Connection, backing: Backing) -> Capabilities:
-    """What the driver can do here; points and writing need a way to the storage. Raises Unavailable, AuthFailed."""
+    """What the driver can do here; points and writing need a way to the storage. Raises Unavailable, AuthFailed.
+
+    What changed is told by the storage itself, so not through a mover server.
+    """
     with connection.using("asking for the version of Nova") as conn:
         version = str(conn.compute.get_endpoint_data().max_microversion)
-    reach = backing.direct
+    direct = backing.direct
+    reach = direct or backing.movers is not None
     return Capabilities(
         kind=vms.KIND,
         roles=frozenset({"source", "target"}) if reach else frozenset(),
         live_points=reach,
-        change_tracking=reach,
-        handover=reach,
+        change_tracking=direct,
+        handover=direct,
         fences=True,
         points_outlive_start=reach,
         console=True,
@@ -47,7 +52,7 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) 
         able = capabilities(connection, backing)
         reach, clock = access.read(connection, backing)
         seen = inventory.read(connection, flavors=True)
-        limits = quotas.read(connection, seen.volumes.values())
+        limits = _limits(connection, backing, seen)
     except Unavailable as error:
         return SourceFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
     except REFUSALS as error:
@@ -63,7 +68,8 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) 
         cloud=cloud,
         vm=spec,
         disks=tuple(
-            DiskFacts(key=key, encrypted=bool(volume.is_encrypted)) for key, volume in seen.disks_of(server, plan)
+            DiskFacts(key=key, encrypted=bool(volume.is_encrypted), writable=not backing.served(volume))
+            for key, volume in seen.disks_of(server, plan)
         ),
         passthrough=tuple(value for key, value in sorted(extra.items()) if key.startswith("pci_passthrough:")),
         tpm="hw:tpm_version" in extra,
@@ -117,7 +123,7 @@ def target_facts(cloud: str, connection: Connection, backing: Backing, networks:
             capabilities=able,
             leftovers=tuple(_leftovers(seen)),
             can_create=able.roles == frozenset({"source", "target"}) and access.may_act(reach),
-            limits=quotas.read(connection, seen.volumes.values()),
+            limits=_limits(connection, backing, seen),
             sizes=tuple(map(flavors.size_of, seen.flavors.values())),
             access=reach,
         )
@@ -125,6 +131,13 @@ def target_facts(cloud: str, connection: Connection, backing: Backing, networks:
         return TargetFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
     except REFUSALS as error:
         return TargetFacts(cloud=cloud, reachable=False, unreachable_why=error.message, access=access.refusal(error))
+
+
+def _limits(connection: Connection, backing: Backing, seen: Inventory) -> Limits:
+    limits = quotas.read(connection, seen.volumes.values())
+    if backing.movers is None:
+        return limits
+    return limits.model_copy(update={"mover": backing.movers.cost(backing.pools)})
 
 
 def _job(server: Any | None, volumes: list[Any]) -> str | None:
@@ -141,7 +154,7 @@ def _blockers(server: Any | None, backing: Backing, volumes: list[Any]) -> tuple
     found += [
         f"volume {volume.name or volume.id} of type {volume.volume_type} cannot be reached from this worker"
         for volume in volumes
-        if not backing.reaches(volume)
+        if not backing.reaches(volume) and not backing.served(volume)
     ]
     return tuple(found)
 
@@ -192,9 +205,16 @@ def _leftovers(seen: Inventory) -> list[str]:
         for volume in seen.volumes.values()
         if (mark := adopted(volume)) is not None and volume.id not in used
     ]
+    found += [f"mover server of session {server.metadata[marks.MOVER]}" for server in seen.movers.values()]
     found += [
-        f"port {port.name} of migration {marks.migration_of(port.name)}"
-        for port in seen.ports
-        if (port.name or "").startswith("whimbrel-") and not port.device_id and port.id not in plugged
+        f"volume {volume.name} of point {volume.metadata[marks.READS]}"
+        for volume in seen.volumes.values()
+        if marks.READS in (volume.metadata or {})
     ]
+    for port in seen.ports:
+        name = port.name or ""
+        if name.startswith(marks.MOVER_NAME) and not port.device_id:
+            found.append(f"port of mover server {name.removeprefix(marks.MOVER_NAME)}")
+        elif name.startswith("whimbrel-") and not port.device_id and port.id not in plugged:
+            found.append(f"port {name} of migration {marks.migration_of(name)}")
     return sorted(found)

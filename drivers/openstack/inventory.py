@@ -49,6 +49,8 @@ class Inventory:
     """One look at the project."""
 
     servers: dict[str, Any] = field(default_factory=dict)
+    movers: dict[str, Any] = field(default_factory=dict)
+    """Our own servers: no VMs of the project."""
     volumes: dict[str, Any] = field(default_factory=dict)
     ports: list[Any] = field(default_factory=list)
     networks: dict[str, Any] = field(default_factory=dict)
@@ -112,8 +114,10 @@ class Inventory:
 def read(connection: Connection, *, flavors: bool = False) -> Inventory:
     """Look at everything. Raises Unavailable, AuthFailed, PermissionDenied, Throttled."""
     with connection.using("listing what the project has") as conn:
+        servers = {server.id: server for server in conn.compute.servers() if server.status not in GONE}
         found = Inventory(
-            servers={server.id: server for server in conn.compute.servers() if server.status not in GONE},
+            servers={ref: server for ref, server in servers.items() if marks.MOVER not in server.metadata},
+            movers={ref: server for ref, server in servers.items() if marks.MOVER in server.metadata},
             volumes={volume.id: volume for volume in conn.block_storage.volumes()},
             ports=list(conn.network.ports(project_id=conn.current_project_id)),
             networks={network.id: network for network in conn.network.networks()},

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 MIGRATION = "whimbrel_migration"
 """On servers, volumes and snapshots: who made it. On servers it goes away when they are handed over."""
@@ -16,6 +17,14 @@ SIZE = "whimbrel_size_bytes"
 """On volumes: the real size that was asked for; Cinder counts in whole GiB."""
 PLAN = "whimbrel_plan_"
 """On the first volume of a VM that is announced: pieces of its plan."""
+MOVER = "whimbrel_mover"
+"""On mover servers: key of the session that they are for."""
+MOVER_NAME = "whimbrel-mover-"
+"""How names of mover servers and of their ports begin."""
+READS = "whimbrel_reads"
+"""On volumes made from a snapshot for a mover server: key of the point in time."""
+READS_VOLUME = "whimbrel_reads_volume"
+"""On the same: the volume whose content it is."""
 PIECE_CHARS = 250
 OURS = "whimbrel_"
 MADE_BY_US = re.compile(r"-([0-9a-f]{10})$")
@@ -43,3 +52,10 @@ def migration_of(name: str) -> str | None:
 def whole_gib(size_bytes: int) -> int:
     """Size in GiB that Cinder must be asked for."""
     return max(1, -(-size_bytes // GIB))
+
+
+def size_of(volume: Any) -> int:
+    """Size in bytes: what we asked for, unless the volume has grown since; else Cinder's, in whole GiB."""
+    asked = str((volume.metadata or {}).get(SIZE, ""))
+    gib = int(volume.size or 0)
+    return int(asked) if asked.isdigit() and whole_gib(int(asked)) == gib else gib * GIB

@@ -1,5 +1,8 @@
 """Points in time by Cinder snapshots, and what changed between two of them by RBD's own diff.
 
+A volume whose image no worker reaches is read through a mover server, from a volume made of the snapshot; what changed
+there nobody tells, so such a snapshot is no token and goes with its point.
+
 A snapshot is a point's content and, when it is kept, the token by which a later point asks for changes. One call takes
 one snapshot, so a server with several disks is paused while they are taken: only so is it one instant. The pause is
 marked on the server before it begins, and ended by whoever finds it.
@@ -7,15 +10,18 @@ marked on the server before it begins, and ended by whoever finds it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from drivers.openstack import inventory, snapshots, vms
+from drivers.openstack import inventory, marks, snapshots, vms
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection, settled
+from drivers.openstack.mover import ServedVolume
+from drivers.openstack.readers import Readers
 from drivers.openstack.snapshots import KIND, TRACK, Snapshots
 from drivers.openstack.volumes import WRITER
 from whimbrel.errors import BaseLost, Conflict, NotFound
+from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.naming import owns_point
 from whimbrel.model.point import DiskPoint, OpenPoint, PointKind
 from whimbrel.model.vm import Power
@@ -25,12 +31,13 @@ PAUSED = "whimbrel_paused"
 
 
 class OpenStackPoints:
-    """``PointInTimePort`` over one connection; for volumes whose images the worker reaches."""
+    """``PointInTimePort`` over one connection."""
 
     def __init__(self, connection: Connection, backing: Backing) -> None:
         self._connection = connection
         self._backing = backing
         self._snapshots = Snapshots(connection)
+        self._readers = Readers(connection)
 
     def open(
         self, ref: str, disks: Sequence[str], *, key: str, since: str | None = None, migration: str, track: bool = True
@@ -43,75 +50,119 @@ class OpenStackPoints:
         if missing:
             raise NotFound(f"VM {ref} has no disk {', '.join(missing)}", vm=ref)
         volumes = [known[disk] for disk in disks]
-        images = [self._backing.image(volume) for volume in volumes]
+        direct = [volume for volume in volumes if not self._backing.served(volume)]
+        images = {volume.id: self._backing.image(volume) for volume in direct}
         self._check_free(volumes, images, migration)
-        bases = self._bases(volumes, since)
-        self._take(server, volumes, key, migration=migration, track=track)
+        bases = self._bases(direct, since)
+        self._take(server, volumes, key, migration=migration, tracked=set(images) if track else set())
         taken = self._snapshots.ready(volumes, key)
         self._let_go(server)
+        served = self._serve(key, [volume for volume in volumes if volume.id not in images], taken)
         points = []
-        for disk, volume, (pool, image) in zip(disks, volumes, images, strict=True):
+        for disk, volume in zip(disks, volumes, strict=True):
+            if volume.id in served:
+                points.append(DiskPoint(key=disk, size_bytes=marks.size_of(volume), endpoint=served[volume.id]))
+                continue
+            pool, image = images[volume.id]
             name = snapshots.image_name(taken[volume.id])
             self._backing.images.begin_point(pool, image, key)
             base = snapshots.image_name(bases[volume.id]) if since is not None else None
             endpoint = self._backing.images.endpoint(pool, image, snapshot=name, since=base, session=key)
             size = self._backing.images.snapshots(pool, image)[name]
             points.append(DiskPoint(key=disk, size_bytes=size, endpoint=endpoint, tracked=since is not None))
-        first = taken[volumes[0].id]
-        kind: PointKind = "cold" if first.metadata.get(KIND) == "cold" else "live"
+        found = list(taken.values())
+        kind: PointKind = "cold" if found[0].metadata.get(KIND) == "cold" else "live"
         return OpenPoint(
             key=key,
             vm_ref=ref,
             kind=kind,
-            taken_at=snapshots.taken_at(list(taken.values())),
-            token=key if first.metadata.get(TRACK) == "yes" else None,
+            taken_at=snapshots.taken_at(found),
+            token=key if any(_stays(snapshot) for snapshot in found) else None,
             since=since,
             disks=tuple(points),
         )
 
     def close(self, ref: str, key: str, *, migration: str) -> None:
-        """End reading; the snapshot stays as token, or goes. Raises NotFound (VM), NotReady."""
+        """End reading; the snapshots stay as token, or go. Raises NotFound (VM), NotReady."""
         server, volumes = self._vm(ref)
         self._let_go(server, key)
         if not owns_point(key, migration):
             return
+        self._stop_serving(volumes, [key])
         for volume in volumes:
-            self._backing.images.end_point(*self._backing.image(volume), key)
+            if self._backing.reaches(volume):
+                self._backing.images.end_point(*self._backing.image(volume), key)
         kept = self._snapshots.named(volumes, key)
-        if any((snapshot.metadata or {}).get(TRACK) != "yes" for snapshot in kept.values()):
-            self._snapshots.remove(volumes, [key])
+        going = [volume for volume in volumes if volume.id in kept and not _stays(kept[volume.id])]
+        if going:
+            self._snapshots.remove(going, [key])
 
     def forget(self, ref: str, *, migration: str, keep: Sequence[str] = ()) -> None:
         """Remove the migration's snapshots but for those in ``keep``. Raises NotFound (VM), NotReady."""
         _, volumes = self._vm(ref)
-        names = sorted({snapshot.name for snapshot in self._snapshots.owned(volumes, migration)} - set(keep))
+        names = {str(snapshot.name) for snapshot in self._snapshots.owned(volumes, migration)} - set(keep)
+        self._stop_serving(volumes, sorted((names | self._served(volumes, migration)) - set(keep)))
         for volume in volumes:
+            if not self._backing.reaches(volume):
+                continue
             pool, image = self._backing.image(volume)
             for key in self._backing.images.points(pool, image):
                 if owns_point(key, migration) and key not in keep:
                     self._backing.images.end_point(pool, image, key)
-        self._snapshots.remove(volumes, names)
+        self._snapshots.remove(volumes, sorted(names))
 
     def owned(self, ref: str, migration: str) -> Sequence[str]:
         """Names of the migration's snapshots, and of points that are open."""
         _, volumes = self._vm(ref)
         names = {str(snapshot.name) for snapshot in self._snapshots.owned(volumes, migration)}
+        names |= self._served(volumes, migration)
         for volume in volumes:
-            open_now = self._backing.images.points(*self._backing.image(volume))
-            names |= {key for key in open_now if owns_point(key, migration)}
+            if self._backing.reaches(volume):
+                open_now = self._backing.images.points(*self._backing.image(volume))
+                names |= {key for key in open_now if owns_point(key, migration)}
         return sorted(names)
+
+    def _serve(self, key: str, volumes: Sequence[Any], taken: Mapping[str, Any]) -> Mapping[str, NbdEndpoint]:
+        """Endpoints by volume id."""
+        movers = self._backing.movers
+        if movers is None or not volumes:
+            return {}
+        readers = self._readers.ensure(key, volumes, taken)
+        served = [ServedVolume(readers[volume.id].id, marks.size_of(volume), writable=False) for volume in volumes]
+        found = movers.serve(key, served)
+        return {volume.id: found[readers[volume.id].id] for volume in volumes}
+
+    def _stop_serving(self, volumes: Sequence[Any], keys: Sequence[str]) -> None:
+        movers = self._backing.movers
+        if movers is None or not any(map(self._backing.served, volumes)):
+            return
+        for key in keys:
+            movers.end(key)
+        self._readers.remove(keys)
+
+    def _served(self, volumes: Sequence[Any], migration: str) -> set[str]:
+        """The migration's points of these volumes that a mover server serves: its volumes come first and go last."""
+        found = self._readers.of([volume for volume in volumes if self._backing.served(volume)])
+        return {key for keys in found.values() for key in keys if owns_point(key, migration)}
 
     def _vm(self, ref: str) -> tuple[Any | None, list[Any]]:
         seen = inventory.read(self._connection)
         _, server, plan = seen.find(ref)
-        return server, [volume for _, volume in seen.disks_of(server, plan) if self._backing.reaches(volume)]
+        return server, [
+            volume
+            for _, volume in seen.disks_of(server, plan)
+            if self._backing.reaches(volume) or self._backing.served(volume)
+        ]
 
-    def _check_free(self, volumes: Sequence[Any], images: Sequence[tuple[str, str]], migration: str) -> None:
-        for volume, (pool, image) in zip(volumes, images, strict=True):
+    def _check_free(self, volumes: Sequence[Any], images: Mapping[str, tuple[str, str]], migration: str) -> None:
+        readers = self._readers.of([volume for volume in volumes if volume.id not in images])
+        for volume in volumes:
             writer = (volume.metadata or {}).get(WRITER)
             if writer:
                 raise Conflict(f"volume {volume.name or volume.id} is being written by session {writer}")
-            others = [key for key in self._backing.images.points(pool, image) if not owns_point(key, migration)]
+            direct = images.get(volume.id)
+            known = self._backing.images.points(*direct) if direct is not None else readers[volume.id]
+            others = [key for key in known if not owns_point(key, migration)]
             if others:
                 raise Conflict(
                     f"volume {volume.name or volume.id} is read at point {', '.join(others)}",
@@ -121,6 +172,8 @@ class OpenStackPoints:
     def _bases(self, volumes: Sequence[Any], since: str | None) -> dict[str, Any]:
         if since is None:
             return {}
+        if not volumes:
+            raise BaseLost("no disk of this VM has a token: none of its volumes is reached directly")
         found = self._snapshots.named(volumes, since)
         for volume in volumes:
             pool, image = self._backing.image(volume)
@@ -129,7 +182,9 @@ class OpenStackPoints:
                 raise BaseLost(f"volume {volume.name or volume.id} has no snapshot {since} any more")
         return found
 
-    def _take(self, server: Any | None, volumes: Sequence[Any], key: str, *, migration: str, track: bool) -> None:
+    def _take(
+        self, server: Any | None, volumes: Sequence[Any], key: str, *, migration: str, tracked: Collection[str]
+    ) -> None:
         """Ask for the snapshots unless all were asked for already."""
         there = self._snapshots.named(volumes, key)
         if len(there) == len(volumes):
@@ -140,7 +195,7 @@ class OpenStackPoints:
         if len(volumes) > 1 and power is Power.RUNNING and server is not None:
             self._pause(server, key)
         kind: PointKind = "cold" if power in {Power.OFF, Power.CRASHED} else "live"
-        self._snapshots.create(volumes, key, migration=migration, kind=kind, track=track)
+        self._snapshots.create(volumes, key, migration=migration, kind=kind, tracked=tracked)
 
     def _pause(self, server: Any, key: str) -> None:
         with self._connection.using(f"pausing {server.name} for a snapshot of all its disks") as conn:
@@ -161,3 +216,8 @@ class OpenStackPoints:
             if vms.power_of(conn.compute.get_server(server.id)) is Power.PAUSED:
                 conn.compute.unpause_server(server.id)
             conn.compute.delete_server_metadata(server.id, keys=[PAUSED])
+
+
+def _stays(snapshot: Any) -> bool:
+    """Whether it is a token once its point is closed."""
+    return (snapshot.metadata or {}).get(TRACK) == "yes"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -39,10 +39,16 @@ class Snapshots:
         """All that no migration made."""
         return [snapshot for snapshot in self._all(volumes) if marks.MIGRATION not in (snapshot.metadata or {})]
 
-    def create(self, volumes: Sequence[Any], key: str, *, migration: str, kind: PointKind, track: bool) -> None:
-        """Ask for one of each volume, also of volumes in use. Raises QuotaExceeded: a snapshot counts its GiB."""
-        metadata = {marks.MIGRATION: migration, KIND: kind, TRACK: "yes" if track else "no"}
+    def create(
+        self, volumes: Sequence[Any], key: str, *, migration: str, kind: PointKind, tracked: Collection[str]
+    ) -> None:
+        """Ask for one of each volume, also of volumes in use; those of ``tracked`` (ids) are to stay as tokens.
+
+        Raises QuotaExceeded: a snapshot counts its GiB.
+        """
         for volume in volumes:
+            track = "yes" if volume.id in tracked else "no"
+            metadata = {marks.MIGRATION: migration, KIND: kind, TRACK: track}
             with self._connection.using(f"taking a snapshot of volume {volume.name or volume.id}") as conn:
                 conn.block_storage.create_snapshot(volume_id=volume.id, name=key, is_forced=True, metadata=metadata)
 

@@ -1,7 +1,9 @@
-"""Cinder's volumes: ``whimbrel.ports.volume.VolumePort``. Bytes go straight into the RBD images behind them.
+"""Cinder's volumes: ``whimbrel.ports.volume.VolumePort``. Bytes go straight into the RBD images behind them, or, where
+no worker reaches those, through a mover server that has the volumes while they are written.
 
 Cinder counts in whole GiB. A volume is made in that size, and its image then cut to the size that was asked for, as it
-is after ``manage`` of an image: the guest sees its disk as long as it was, and a rollback has nothing left over.
+is after ``manage`` of an image: the guest sees its disk as long as it was, and a rollback has nothing left over. Where
+the image is not reached it stays longer, and zero there.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection, settled
 from drivers.openstack.errors import volume_failed
 from drivers.openstack.managing import adopted
-from whimbrel.errors import Conflict, InvalidPlan, NotFound, Unsupported, WhimbrelError
+from drivers.openstack.mover import ServedVolume
+from whimbrel.errors import Conflict, InvalidPlan, NotFound, NotReady, Unsupported, WhimbrelError
 from whimbrel.model.facts import PoolFacts
 from whimbrel.model.naming import marker_name
 from whimbrel.model.point import DiskPoint, OpenPoint, WriterSession
@@ -124,13 +127,20 @@ class OpenStackVolumes:
         for disk in disks:
             if disk not in known:
                 raise NotFound(f"VM {vm.name} has no disk {disk}", vm=vm.ref)
+            if server is not None and self._backing.served(known[disk]):
+                raise Unsupported(
+                    f"disk {disk} of {vm.name} cannot be written: a mover server cannot have it while the VM has it",
+                    action="roll back without the target's writes (--drop-writes)",
+                )
         return self._open(key, {disk: known[disk] for disk in disks})
 
     def close_writer(self, key: str) -> None:
         """End the session, and shut late writers out."""
-        for volume in self._volumes():
-            if (volume.metadata or {}).get(WRITER) != key:
-                continue
+        volumes = [volume for volume in self._volumes() if (volume.metadata or {}).get(WRITER) == key]
+        movers = self._backing.movers
+        if movers is not None and any(map(self._backing.served, volumes)):
+            movers.end(key)
+        for volume in volumes:
             self._end(volume, key)
 
     def freeze_writer(self, key: str, point: str, *, migration: str) -> OpenPoint:
@@ -145,14 +155,16 @@ class OpenStackVolumes:
             held = (volume.metadata or {}).get(WRITER)
             if held not in {None, key}:
                 raise Conflict(f"volume {volume.name} is being written by session {held}", volume=volume.id)
-        points = []
+        points, served = [], {}
         sizes = self._backing.sizes(list(volumes.values()))
         for disk, volume in volumes.items():
+            if self._backing.served(volume):
+                self._mark(volume, key)
+                served[disk] = volume
+                continue
             pool, image = self._backing.image(volume)
             new = WRITER not in (volume.metadata or {})
-            with self._connection.using(f"marking volume {volume.name} as written") as conn:
-                # before the session begins: what has no mark could not be found and closed
-                conn.block_storage.set_volume_metadata(volume.id, **{WRITER: key})
+            self._mark(volume, key)
             try:
                 self._backing.images.begin_session(pool, image, key)
             except WhimbrelError as error:
@@ -161,11 +173,33 @@ class OpenStackVolumes:
                 raise
             endpoint = self._backing.images.endpoint(pool, image, session=key, writable=True)
             points.append(DiskPoint(key=disk, size_bytes=sizes[volume.id], endpoint=endpoint))
-        return WriterSession(key=key, disks=tuple(points))
+        points += self._serve(key, served)
+        return WriterSession(key=key, disks=tuple(sorted(points, key=lambda point: list(volumes).index(point.key))))
+
+    def _serve(self, key: str, volumes: Mapping[str, Any]) -> list[DiskPoint]:
+        """Volumes that a mover server has while they are written."""
+        movers = self._backing.movers
+        if movers is None or not volumes:
+            return []
+        wanted = [ServedVolume(volume.id, marks.size_of(volume), writable=True) for volume in volumes.values()]
+        endpoints = movers.serve(key, wanted)
+        return [
+            DiskPoint(key=disk, size_bytes=marks.size_of(volume), endpoint=endpoints[volume.id])
+            for disk, volume in volumes.items()
+        ]
+
+    def _mark(self, volume: Any, key: str) -> None:
+        """Before the session begins: what has no mark could not be found and closed."""
+        with self._connection.using(f"marking volume {volume.name} as written") as conn:
+            conn.block_storage.set_volume_metadata(volume.id, **{WRITER: key})
 
     def _end(self, volume: Any, key: str) -> None:
-        with suppress(NotFound):  # the image went with its volume
-            self._backing.images.end_session(*self._backing.image(volume), key)
+        if self._backing.served(volume):
+            if self._ready(volume.id).status != "available":
+                raise NotReady(f"volume {volume.name} is being given back by its mover server")
+        else:
+            with suppress(NotFound):  # the image went with its volume
+                self._backing.images.end_session(*self._backing.image(volume), key)
         self._unmark(volume)
 
     def _unmark(self, volume: Any) -> None:

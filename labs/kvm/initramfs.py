@@ -72,19 +72,29 @@ def load_order(modules: Path, names: tuple[str, ...]) -> list[Path]:
 def ensure_boot_files() -> BootFiles:
     """Return kernel and initramfs, building the latter unless the cache has it."""
     kernel = newest_kernel()
+    return BootFiles(kernel, ensure_archive("initramfs", _contents(modules_of(kernel), static_busybox())))
+
+
+def static_busybox() -> bytes:
+    """Return the program. Raises LabError when it is missing, or needs libraries."""
     if not BUSYBOX.exists():
         raise LabError(f"{BUSYBOX} is missing; {INSTALL}")
     busybox = BUSYBOX.read_bytes()
     if b"/ld-linux" in busybox:
         raise LabError(f"{BUSYBOX} is linked dynamically, busybox-static is needed; {INSTALL}")
-    archive = _archive(_contents(modules_of(kernel), busybox))
-    target = cache_dir() / f"initramfs-{hashlib.sha256(archive).hexdigest()[:16]}.cpio.gz"
+    return busybox
+
+
+def ensure_archive(stem: str, entries: list[tuple[str, int, bytes]]) -> Path:
+    """Return the compressed archive of these entries, ``<stem>-<hash>.cpio.gz`` in the cache."""
+    content = archive(entries)
+    target = cache_dir() / f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.cpio.gz"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(gzip.compress(archive, compresslevel=1, mtime=0))
+        partial.write_bytes(gzip.compress(content, compresslevel=1, mtime=0))
         partial.replace(target)
-    return BootFiles(kernel, target)
+    return target
 
 
 def _contents(modules: Path, busybox: bytes) -> list[tuple[str, int, bytes]]:
@@ -100,7 +110,7 @@ def _contents(modules: Path, busybox: bytes) -> list[tuple[str, int, bytes]]:
     return directories + files
 
 
-def _archive(entries: list[tuple[str, int, bytes]]) -> bytes:
+def archive(entries: list[tuple[str, int, bytes]]) -> bytes:
     """Return a cpio archive in the "newc" format (Linux: Documentation/driver-api/early-userspace/buffer-format)."""
     output = bytearray()
     for inode, (name, mode, content) in enumerate([*entries, ("TRAILER!!!", 0, b"")], start=1):

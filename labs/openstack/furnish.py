@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from openstack.connection import Connection
 
+from labs.openstack import mover_image
 from labs.openstack.keystone import identity_of
 from labs.openstack.layout import MAC_PREFIX, PASSWORD, CloudLayout
 
@@ -17,6 +19,11 @@ DRILL_NETWORK = "drill"
 IMAGE = "lab-guest"
 FLAVORS = {"lab.small": (160, 1), "lab.medium": (256, 2), "lab.large": (512, 2)}
 """Name -> (MiB, vCPUs); no ephemeral disk, servers boot from volumes."""
+FILE = "lab_file"
+"""On images: name of the file in the lab's cache, which tells one version from another."""
+MOVER_IMAGE = "whimbrel-mover"
+MOVER_FLAVOR = ("lab.mover", 256, 1, 1)
+"""Name, MiB, vCPUs, GiB of the local disk that a server from an image needs."""
 COMPUTE_QUOTA = {"instances": 12, "cores": 20, "ram": 6144}
 VOLUME_QUOTA = {"volumes": 30, "gigabytes": 200, "snapshots": 30}
 PORT_QUOTA = 60
@@ -43,16 +50,21 @@ def volume_types(cloud: CloudLayout) -> dict[str, str]:
     return {f"rbd-{cloud.name}": f"rbd-{cloud.name}", "shared": "shared"}
 
 
-def furnish(cloud: CloudLayout, connection: Connection, image: Path) -> None:
+def furnish(cloud: CloudLayout, connection: Connection, image: Path, mover: Path) -> None:
     """Have everything in place; what is there already is left alone, quotas included."""
     _ensure_tenant(connection)
     _ensure_types(cloud, connection)
     for name, (ram_mib, vcpus) in FLAVORS.items():
         if connection.compute.find_flavor(name) is None:
             connection.compute.create_flavor(name=name, ram=ram_mib, vcpus=vcpus, disk=0)
+    name, ram_mib, vcpus, disk_gib = MOVER_FLAVOR
+    if connection.compute.find_flavor(name) is None:
+        connection.compute.create_flavor(name=name, ram=ram_mib, vcpus=vcpus, disk=disk_gib)
     _ensure_network(cloud, connection, NETWORK, physical="wire", gateway=f"{cloud.lab.guest_prefix}.1")
     _ensure_network(cloud, connection, DRILL_NETWORK, physical="drill", gateway=None)
-    _ensure_image(connection, image)
+    guest = {"hw_disk_bus": "virtio", "hw_vif_model": "virtio", "os_type": "linux"}
+    _ensure_image(connection, IMAGE, image, guest)
+    _ensure_image(connection, MOVER_IMAGE, mover, mover_image.PROPERTIES)
 
 
 def _ensure_tenant(connection: Connection) -> None:
@@ -108,17 +120,20 @@ def _ensure_network(
         )
 
 
-def _ensure_image(connection: Connection, file: Path) -> None:
-    if connection.image.find_image(IMAGE) is None:
-        connection.create_image(
-            IMAGE,
-            filename=str(file),
-            disk_format="raw",
-            container_format="bare",
-            visibility="public",
-            validate_checksum=False,
-            wait=True,
-            hw_disk_bus="virtio",
-            hw_vif_model="virtio",
-            os_type="linux",
-        )
+def _ensure_image(connection: Connection, name: str, file: Path, properties: dict[str, Any]) -> None:
+    """An image of another file, from an earlier version, is replaced."""
+    found = connection.image.find_image(name)
+    if found is not None and (found.properties or {}).get(FILE) in {None, file.name}:
+        return
+    if found is not None:
+        connection.image.delete_image(found.id)
+    connection.create_image(
+        name,
+        filename=str(file),
+        disk_format="raw",
+        container_format="bare",
+        visibility="public",
+        validate_checksum=False,
+        wait=True,
+        **properties | {FILE: file.name},
+    )

@@ -18,7 +18,7 @@ import subprocess
 from pathlib import Path
 
 from labs.kvm.errors import LabError
-from labs.kvm.initramfs import ensure_boot_files
+from labs.kvm.initramfs import BootFiles, ensure_boot_files
 from labs.kvm.layout import cache_dir
 
 BASE_MIB = 32
@@ -48,8 +48,13 @@ def ensure_image(guest_prefix: str) -> Path:
     """Return the raw image, building it unless the cache has it; 2 s."""
     boot = ensure_boot_files()
     line = command_line(guest_prefix)
+    return ensure_bootable("guest", boot, line)
+
+
+def ensure_bootable(stem: str, boot: BootFiles, line: str) -> Path:
+    """Return the raw image ``<stem>-<hash>.raw`` that boots these files, building it unless the cache has it."""
     identity = f"{FORMAT_VERSION} {boot.kernel.name} {boot.initrd.name} {line}"
-    target = cache_dir() / f"guest-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.raw"
+    target = cache_dir() / f"{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.raw"
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -31,6 +31,8 @@ class CloudHandle:
     shared_pool = SHARED_POOL
     shared_type = "shared"
     tenant = furnish.TENANT
+    mover_image = furnish.MOVER_IMAGE
+    mover_flavor = furnish.MOVER_FLAVOR[0]
 
     @property
     def name(self) -> str:
@@ -71,6 +73,11 @@ class CloudHandle:
     def keyring(self) -> Path:
         """Keyring of ``ceph_user``."""
         return self.ceph_conf.parent / f"ceph.client.{self.ceph_user}.keyring"
+
+    @property
+    def mover_tls(self) -> Path:
+        """Certificates of a worker that talks to mover servers."""
+        return self.layout.lab.root / "tls" / "client"
 
     @property
     def log_dir(self) -> Path:

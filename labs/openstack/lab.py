@@ -16,6 +16,7 @@ from pathlib import Path
 from openstack.exceptions import SDKException
 
 from labs.kvm.errors import LabError
+from labs.kvm.tls import ensure_certificates
 from labs.openstack import (
     ceph,
     cinder,
@@ -26,6 +27,7 @@ from labs.openstack import (
     keystone,
     libvirtd,
     mariadb,
+    mover_image,
     namespace,
     neutron,
     nova,
@@ -290,14 +292,17 @@ class OpenStackLab:
 
     def _furnish(self) -> None:
         image = guest_image.ensure_image(self.layout.guest_prefix)
+        # a switch in user space passes checksums on as they are (docs/labs.md)
+        mover = mover_image.ensure_image("csum=0 gso=0")
+        ensure_certificates(self.layout.root / "tls")
         for cloud in self._clouds:
             self._wait_ready(cloud)
-            self._step(f"{cloud.name} furnished", self._furnish_one, cloud, image)
+            self._step(f"{cloud.name} furnished", self._furnish_one, cloud, image, mover)
 
     @staticmethod
-    def _furnish_one(cloud: CloudLayout, image: Path) -> None:
+    def _furnish_one(cloud: CloudLayout, image: Path, mover: Path) -> None:
         with contextlib.closing(keystone.connect(cloud)) as connection:
-            furnish.furnish(cloud, connection, image)
+            furnish.furnish(cloud, connection, image, mover)
 
     def _wait_ready(self, cloud: CloudLayout) -> None:
         deadline = time.monotonic() + READY_TIMEOUT_S

@@ -195,6 +195,22 @@ def test_a_patient_probe_lets_a_fault_of_the_moment_be_tried_again(
     assert Scenario(target).leftovers(MIGRATION) == []
 
 
+def test_what_is_not_ready_is_asked_again_and_not_undone(
+    path: tuple[str, str, VmPlan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target, plan = path
+    monkeypatch.setattr(activities.probe, "ASK_EVERY_S", 0.01)
+    facts = MemoryCloud(source).source_facts("a")
+    slow = {(source, "points"): ("open", "close", "forget"), (target, "volumes"): ("open_writer", "close_writer")}
+    for (cloud, port), methods in slow.items():
+        for method in methods:
+            Scenario(cloud).fail(port, method, lambda: NotReady("it is being made"), when="after")
+    sides = MemoryCloud(source), MemoryCloud(target)
+    found = probe_path(plan, *sides, facts=facts, migration=MIGRATION, state_dir=tmp_path, patient=True)
+    assert (found.reads_source, found.writes_target, found.why_not) == (True, True, "")
+    assert Scenario(source).leftovers(MIGRATION) == Scenario(target).leftovers(MIGRATION) == []
+
+
 def test_a_full_target_is_told(path: tuple[str, str, VmPlan], tmp_path: Path) -> None:
     source, target, plan = path
     Scenario(target).add_pool("default", MIB)

@@ -10,6 +10,7 @@ from whimbrel.config.clouds import (
     CephAccess,
     LibvirtCloud,
     MemoryCloud,
+    MoverServers,
     OpenStackCloud,
     WhimbrelConfig,
     candidates,
@@ -50,6 +51,7 @@ clouds:
     max_concurrent_calls: 4
     calls_per_s: 2.5
     ceph: {conf: ceph/ceph.conf, user: mover, pools: {fast: volumes-ssd}}
+    mover: {image: mover, flavor: tiny, network: wire, tls_dir: pki/movers, security_group: nbd, max_disks: 8}
   trial:
     kind: memory
 """
@@ -84,6 +86,14 @@ def test_every_key_arrives_and_relative_paths_start_at_the_file() -> None:
             max_concurrent_calls=4,
             calls_per_s=2.5,
             ceph=CephAccess(conf="/etc/whimbrel/ceph/ceph.conf", user="mover", pools={"fast": "volumes-ssd"}),
+            mover=MoverServers(
+                image="mover",
+                flavor="tiny",
+                network="wire",
+                tls_dir="/etc/whimbrel/pki/movers",
+                security_group="nbd",
+                max_disks=8,
+            ),
         ),
         "trial": MemoryCloud(kind="memory"),
     }

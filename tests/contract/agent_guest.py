@@ -9,7 +9,7 @@ import gzip
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from labs.kvm.initramfs import BUSYBOX, _archive, load_order, modules_of, newest_kernel
+from labs.kvm.initramfs import BUSYBOX, archive, load_order, modules_of, newest_kernel
 
 INIT = Path(__file__).with_name("agent-init.sh")
 MODULES = ("virtio_pci", "virtio_console")
@@ -23,7 +23,7 @@ def write_initramfs(path: Path) -> None:
     entries += [("init", 0o100755, INIT.read_bytes()), ("bin/busybox", 0o100755, BUSYBOX.read_bytes())]
     entries += [(f"lib/{module.name}", 0o100644, module.read_bytes()) for module in order]
     entries.append(("lib/agent.order", 0o100644, "".join(f"{module.name}\n" for module in order).encode()))
-    path.write_bytes(gzip.compress(_archive(entries), compresslevel=1))
+    path.write_bytes(gzip.compress(archive(entries), compresslevel=1))
 
 
 def with_agent(definition: str, initramfs: Path, console: Path, *, hostname: str, mute: bool = False) -> str:

@@ -27,6 +27,8 @@ class Lack(StrEnum):
     LIVE_POINTS = "this host gives disks of stopped VMs only"
     TWO_FORMATS = "this platform has one volume format only"
     AUTOSTART = "this platform has no setting of its own for starting a VM with its host"
+    ALLOCATION = "this way to the volumes does not tell what of them is allocated"
+    WRITE_BACK = "disks that a VM has cannot be written on this way"
     OWN_IDS = "this platform gives every VM an id of its own, so a rebuilt one cannot meet its source's"
 
 

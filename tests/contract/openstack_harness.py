@@ -79,7 +79,7 @@ class OpenStackHarness:
     """Of the lab's clouds.yaml: an admin in the tenant's project, whose tests do not run side by side."""
 
     def __init__(self, lab: CloudHandle) -> None:
-        self._lab = lab
+        self.lab = lab
         self.pool = lab.volume_type
         self.network = lab.network
         self._clouds: list[OpenStackCloud] = []
@@ -91,19 +91,26 @@ class OpenStackHarness:
     def _connect(self) -> Any:
         import openstack
 
-        loader = openstack.config.OpenStackConfig(config_files=[str(self._lab.clouds_yaml)], load_envvars=False)
+        loader = openstack.config.OpenStackConfig(config_files=[str(self.lab.clouds_yaml)], load_envvars=False)
         return openstack.connection.Connection(config=loader.get_one(self._entry))
 
-    def fresh_cloud(self) -> Cloud:
+    def bare_cloud(self) -> OpenStackCloud:
+        """The driver itself, which raises NotReady."""
         made = OpenStackCloud(
-            "lab",
-            clouds_yaml_name=self._entry,
-            config_file=self._lab.clouds_yaml,
-            images=RbdImages(conf=str(self._lab.ceph_conf), user=self._lab.ceph_user),
-            pools={self._lab.volume_type: self._lab.pool, self._lab.shared_type: self._lab.shared_pool},
+            "lab", clouds_yaml_name=self._entry, config_file=self.lab.clouds_yaml, **self.way_to_the_bytes()
         )
         self._clouds.append(made)
-        return cast(Cloud, Patient(made))
+        return made
+
+    def fresh_cloud(self) -> Cloud:
+        return cast(Cloud, Patient(self.bare_cloud()))
+
+    def way_to_the_bytes(self) -> dict[str, Any]:
+        """The driver's arguments for it."""
+        return {
+            "images": RbdImages(conf=str(self.lab.ceph_conf), user=self.lab.ceph_user),
+            "pools": {self.lab.volume_type: self.lab.pool, self.lab.shared_type: self.lab.shared_pool},
+        }
 
     def _ids(self) -> set[str]:
         mine = self.conn.current_project_id
@@ -148,13 +155,26 @@ class OpenStackHarness:
 
     # --- VMs
 
+    def volume_type(self, disk_format: DiskFormat) -> str:
+        """Of a disk that is to have this format; all are raw."""
+        return self.pool
+
+    def volume_metadata(self, size_bytes: int) -> dict[str, str]:
+        """Of the volumes of such VMs."""
+        return {}
+
     def make_vm(
         self, disks: Sequence[tuple[int, DiskFormat]], *, running: bool = False, name: str | None = None
     ) -> str:
         vm, api = name or f"bare-{secrets.token_hex(4)}", self.conn
         volumes = []
-        for index, (size, _) in enumerate(disks):
-            made = api.block_storage.create_volume(name=f"{vm}-vd{LETTERS[index]}", size=1, volume_type=self.pool)
+        for index, (size, disk_format) in enumerate(disks):
+            made = api.block_storage.create_volume(
+                name=f"{vm}-vd{LETTERS[index]}",
+                size=1,
+                volume_type=self.volume_type(disk_format),
+                metadata=self.volume_metadata(size),
+            )
             volumes.append((made.id, size))
         for volume, size in volumes:
             self._until(lambda volume=volume: api.block_storage.get_volume(volume).status == "available")  # type: ignore[misc]
@@ -166,7 +186,7 @@ class OpenStackHarness:
         port = api.network.create_port(network_id=network.id, mac_address=mac)
         server = api.compute.create_server(
             name=vm,
-            flavor_id=api.compute.find_flavor(self._lab.flavors[0]).id,
+            flavor_id=api.compute.find_flavor(self.lab.flavors[0]).id,
             networks=[{"port": port.id}],
             block_device_mapping=[
                 {
@@ -217,13 +237,14 @@ class OpenStackHarness:
     # --- bytes
 
     def rbd(self, *words: str) -> str:
-        access = ["-c", str(self._lab.ceph_conf), "--id", self._lab.ceph_user]
+        access = ["-c", str(self.lab.ceph_conf), "--id", self.lab.ceph_user]
         done = subprocess.run(["rbd", *access, *words], capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, f"rbd {' '.join(words)}: {done.stderr}"
         return done.stdout
 
     def _image(self, volume: str) -> str:
-        return f"{self._lab.pool}/volume-{volume}"
+        shared = self.conn.block_storage.get_volume(volume).volume_type == self.lab.shared_type
+        return f"{self.lab.shared_pool if shared else self.lab.pool}/volume-{volume}"
 
     def guest_write(self, ref: str, disk: str, offset: int, data: bytes) -> None:
         with tempfile.NamedTemporaryFile(prefix="wbos") as pattern:
@@ -232,7 +253,7 @@ class OpenStackHarness:
             self._qemu_io(ref, disk, f"write -s {pattern.name} {offset} {len(data)}")
 
     def _qemu_io(self, ref: str, disk: str, command: str) -> None:
-        with closing(libvirt.open(self._lab.libvirt_uri)) as host:
+        with closing(libvirt.open(self.lab.libvirt_uri)) as host:
             domain = host.lookupByUUIDString(self._server(ref))
             alias = next(
                 str(node.find("alias").get("name"))  # type: ignore[union-attr]

@@ -26,11 +26,11 @@ class _Side(OpenStackHarness):
         self.pool = lab.shared_type
 
     def _image(self, volume: str) -> str:
-        return f"{self._lab.shared_pool}/volume-{volume}"
+        return f"{self.lab.shared_pool}/volume-{volume}"
 
     def fresh_cloud(self) -> Cloud:
         """Its pool ``apart`` is another one in each cloud."""
-        lab = self._lab
+        lab = self.lab
         made = OpenStackCloud(
             lab.name,
             clouds_yaml_name=self._entry,
@@ -91,7 +91,7 @@ class OpenStackSharing:
     @contextmanager
     def opened(self, image: str) -> Iterator[Any]:
         """An image of the shared pool, open for writing, by a client that is in neither cloud."""
-        lab = self.a._lab
+        lab = self.a.lab
         with (
             pool_of(str(lab.ceph_conf), lab.ceph_user, lab.shared_pool) as pool,
             binding.load().rbd.Image(pool.ioctx, image) as opened,
@@ -100,7 +100,7 @@ class OpenStackSharing:
 
     def lead_to(self, image: str, name: str) -> None:
         """Give an image another name beside its own, as a rename does that is killed on the way."""
-        lab = self.a._lab
+        lab = self.a.lab
         with pool_of(str(lab.ceph_conf), lab.ceph_user, lab.shared_pool) as pool:
             pool.ioctx.write_full(f"rbd_id.{name}", struct.pack("<I", len(image)) + image.encode())
 

@@ -29,9 +29,9 @@ class NovaSite:
     kind = "openstack"
     network = CloudHandle.network
 
-    def __init__(self, handle: CloudHandle, *, admin: bool = False) -> None:
+    def __init__(self, handle: CloudHandle, *, admin: bool = False, mover: bool = False) -> None:
         self.handle = handle
-        self.plan_name = name_in_plans(handle.name, admin=admin)
+        self.plan_name = name_in_plans(handle.name, admin=admin, mover=mover)
         self.storage = handle.volume_type
         self.api = handle.connect(member=True)
         self._admin = handle.connect()

@@ -248,10 +248,11 @@ class Scene:
         return new + leftovers(self.stage, self.stage.lab.guest(self.name), running.migration, allowed=allowed)
 
     def _whole_clouds(self, *, arrived: bool = False) -> set[str]:
+        there = self.target.handle.name if isinstance(self.target, NovaSite) else None
         return {
             line
             for site in self._watched
-            for line in site.remains(self.name if arrived and site.plan_name == self.target.plan_name else None)
+            for line in site.remains(self.name if arrived and site.handle.name == there else None)
         }
 
     # -- taking down --------------------------------------------------------------------------------------------

@@ -154,7 +154,8 @@ def test_the_initramfs_is_an_archive_cpio_can_read_and_the_cache_holds(
 
 
 @pytest.mark.lab
-def test_the_guests_script_parses() -> None:
-    script = Path(__file__).resolve().parents[2] / "labs/kvm/guest-init.sh"
+@pytest.mark.parametrize("name", ["kvm/guest-init.sh", "openstack/mover-init.sh"])
+def test_the_guests_script_parses(name: str) -> None:
+    script = Path(__file__).resolve().parents[2] / "labs" / name
     done = subprocess.run(["/bin/busybox", "sh", "-n", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

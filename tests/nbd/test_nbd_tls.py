@@ -121,6 +121,24 @@ def test_who_is_trusted(pki: Path, short_dir: Path, program: str) -> None:
             open_nbd(to(port, short_dir), timeout_s=60)
 
 
+@pytest.mark.parametrize("program", ["qemu-nbd", "nbdkit"])
+def test_a_server_that_is_known_by_its_own_certificate(pki: Path, short_dir: Path, program: str) -> None:
+    def known_by(certificate: Path) -> NbdEndpoint:
+        endpoint = to(port, pki / "own", name="nbd.example")
+        assert endpoint.tls is not None
+        tls = endpoint.tls.model_copy(update={"server_certificate": certificate.read_text()})
+        return endpoint.model_copy(update={"tls": tls})
+
+    (pki / "own").mkdir(exist_ok=True)  # a directory without an authority
+    for name in ("client-cert.pem", "client-key.pem"):
+        shutil.copy(pki / "client" / name, pki / "own" / name)
+    with tls_server(pki, short_dir, program) as port:
+        open_nbd(known_by(pki / "server" / "server-cert.pem"), timeout_s=60).close()
+        for other in (pki / "client" / "client-cert.pem", pki / "stranger" / "ca-cert.pem"):
+            with pytest.raises(AuthFailed, match="not good for"):
+                open_nbd(known_by(other), timeout_s=60)
+
+
 def test_a_client_without_certificate_where_none_is_asked_for(pki: Path, short_dir: Path) -> None:
     with tls_server(pki, short_dir, "qemu-nbd", verify=False) as port:
         assert list_exports(to(port, pki / "guest"), timeout_s=60) == ["vda"]

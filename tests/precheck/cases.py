@@ -12,6 +12,7 @@ from tests.precheck.case import case_unknown as _unknown
 from tests.precheck.healthy import GIB, MIB, NOW, facts
 from tests.precheck.project_cases import PROJECT
 from tests.precheck.streaming_cases import STREAMING
+from whimbrel.model.facts import DiskFacts
 from whimbrel.model.finding import Severity
 from whimbrel.model.plan import (
     AgentCheck,
@@ -358,6 +359,11 @@ POLICY = (
         "keep-writes.way-back",
         facts(plan__keep_writes=True, source__capabilities__roles=SOURCE_ONLY),
         "kvm-a cannot be written",
+    ),
+    _found(
+        "keep-writes.way-back",
+        facts(plan__keep_writes=True, source__disks=(DiskFacts(key="vda", writable=False),)),
+        "vda cannot be written",
     ),
     _unknown("keep-writes.way-back", facts(plan__keep_writes=True, source__capabilities=None)),
     _found("plan.ignore-known", facts(plan__ignore=("disk.shareabel",)), "disk.shareabel", "mean disk.shareable?"),

@@ -10,7 +10,7 @@ from tests.precheck.healthy import GIB, MIB, NOW, facts, healthy
 from whimbrel.model.facts import AccessFacts
 from whimbrel.model.finding import PrecheckFacts
 from whimbrel.model.plan import Companion, Window
-from whimbrel.model.quota import Limits, Quota, Resource, VmSize
+from whimbrel.model.quota import Limits, MoverServer, Quota, Resource, VmSize
 from whimbrel.model.vm import VmSpec
 
 NONE: dict[str, int] = {}
@@ -47,6 +47,11 @@ GPU = VmSize(id="1", name="g.large", vcpus=8, memory_bytes=64 * GIB, special=("p
 LARGE = VmSize(id="2", name="m.large", vcpus=4, memory_bytes=8 * GIB)
 SMALL = VmSize(id="3", name="m.small", vcpus=1, memory_bytes=2 * GIB)
 ASKED: dict[str, Any] = {"fit__asked": True, "fit__hosts": {"nova": 2}, "fit__hosts_free": (8, 16 * GIB)}
+SERVER = MoverServer(vcpus=1, memory_bytes=GIB, max_disks=1)
+WIDE_SERVER = SERVER.model_copy(update={"max_disks": 2})
+ALL_REACHED = SERVER.model_copy(
+    update={"pools_reached": tuple(disk.pool for disk in vm().disks if disk.pool is not None)}
+)
 HALF_HOUR = AccessFacts(ends_at=NOW + timedelta(minutes=30))
 
 QUOTA: tuple[Case, ...] = (
@@ -72,6 +77,29 @@ QUOTA: tuple[Case, ...] = (
     case_found("quota.vm", target(quota("VMs", 2, 2), stage="cutover"), "VMs: 1 needed"),
     case_found("quota.vm", target(quota("vCPUs", 4, 1), target__sizes=(LARGE,)), "vCPUs: 4 needed"),
     case_unknown("quota.vm", target(quota("VMs", 1), source__vm=None)),
+    case_found("quota.vm", target(quota("VMs", 1), target__limits__mover=WIDE_SERVER), "VMs: 2 needed"),
+    case_found("quota.vm", target(quota("vCPUs", 2), target__limits__mover=WIDE_SERVER), "vCPUs: 3 needed"),
+    case_found("quota.vm", target(quota("memory", 4 * GIB), target__limits__mover=WIDE_SERVER), "5 GiB needed"),
+    case_found("quota.vm", target(quota("ports", 1), target__limits__mover=WIDE_SERVER), "ports: 2 needed"),
+    case_found("quota.vm", target(quota("volumes", 3), target__limits__mover=WIDE_SERVER), "volumes: 4 needed"),
+    case_found("quota.vm", target(quota("volume space", 89 * GIB), target__limits__mover=WIDE_SERVER), "90 GiB needed"),
+    case_ok(
+        "quota.vm",
+        target(quota("volumes", 2), target__limits__mover=WIDE_SERVER, target__capabilities__start_paused=False),
+        "volumes: 2 needed",
+    ),
+    case_found(
+        "quota.vm",
+        target(
+            quota("snapshots", 1),
+            target__capabilities__start_paused=False,
+            target__capabilities__points_outlive_start=True,
+        ),
+        "snapshots: 2 needed",
+    ),
+    case_ok(
+        "quota.vm", target(quota("VMs", 1), target__limits__mover=WIDE_SERVER, plan__mode="dual-attach"), "1 needed"
+    ),
     case_found(
         "quota.plan", among("web", "app", target__limits=limits(quota("VMs", 2))), "3 VMs", "3 needed, 2 of 2", "--vm"
     ),
@@ -106,6 +134,9 @@ QUOTA: tuple[Case, ...] = (
     ),
     case_ok("quota.points", facts(source__limits=limits(quota("snapshots", 2)), plan__mode="cold"), "2 needed"),
     case_ok("quota.points", facts(source__limits=limits(quota("snapshots", 0)), plan__mode="dual-attach")),
+    case_ok("quota.points", facts(source__limits=limits(quota("snapshots", 2), mover=WIDE_SERVER)), "2 needed"),
+    case_found("quota.points", facts(source__limits=limits(quota("VMs", 0), mover=WIDE_SERVER)), "VMs: 1 needed"),
+    case_found("quota.points", facts(source__limits=limits(quota("volumes", 1), mover=WIDE_SERVER)), "2 needed"),
     case_found("quota.points", among("web", source__limits=limits(quota("snapshots", 5))), "6 needed"),
     case_ok(
         "quota.points",
@@ -214,5 +245,22 @@ ACCESS: tuple[Case, ...] = (
         "kvm-b: volumes-b: no keyring",
     ),
     case_unknown("connect.storage", facts(source__reachable=False)),
+    case_found(
+        "connect.mover",
+        facts(source__access=AccessFacts(mover_lacks=("there is no image mover",))),
+        "kvm-a: there is no image mover",
+        "`mover` section",
+    ),
+    case_found(
+        "connect.mover",
+        facts(source__limits=Limits(mover=SERVER), target__limits=Limits(mover=SERVER)),
+        "kvm-a: 2 disks, 1 allowed",
+        "kvm-b: 2 disks, 1 allowed",
+        "max_disks",
+    ),
+    case_ok("connect.mover", facts(source__limits=Limits(mover=ALL_REACHED)), "none are needed"),
+    case_ok("connect.mover", facts(target__limits=Limits(mover=WIDE_SERVER)), "as kvm-b needs them"),
+    case_ok("connect.mover", facts(target__limits=Limits(mover=SERVER), plan__mode="dual-attach"), "kvm-b"),
+    case_unknown("connect.mover", facts(source__vm=None)),
 )
 PROJECT: tuple[Case, ...] = (*QUOTA, *FIT, *ACCESS)

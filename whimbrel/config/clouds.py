@@ -93,7 +93,28 @@ class CephAccess(YamlModel):
     user: str = Field(default="admin", min_length=1)
     """Ceph user without ``client.``; it needs ``profile rbd`` on the monitors, the manager and the pools."""
     pools: dict[str, str] = Field(min_length=1)
-    """Volume type -> Ceph pool. Volumes of other types can neither be moved nor made."""
+    """Volume type -> Ceph pool. Volumes of other types go through a mover server, or can neither be moved nor made."""
+
+
+class MoverServers(YamlModel):
+    """Servers of ours in a cloud, through which go the bytes of volumes that the workers do not reach."""
+
+    image: str = Field(min_length=1)
+    """Name or id of the mover's image in Glance (docs/openstack.md says how it is made)."""
+    flavor: str = Field(min_length=1)
+    """Name or id: 1 vCPU, 256 MiB of memory and a local disk of 1 GiB are enough."""
+    network: str = Field(min_length=1)
+    """Name of a network on which the workers of the site reach servers."""
+    tls_dir: str = Field(min_length=1)
+    """Directory with ``ca-cert.pem``, ``client-cert.pem``, ``client-key.pem`` on every worker of the site."""
+    port: Annotated[int, Field(ge=1, le=65535)] = 10809
+    """TCP port that the servers listen on."""
+    security_group: str | None = None
+    """Security group of the servers, which lets the workers in; the project's default when not given."""
+    availability_zone: str | None = None
+    """Where the servers run; Nova's choice when not given."""
+    max_disks: Annotated[int, Field(ge=1, le=200)] = 16
+    """Most volumes of one server: a VM with more disks than this cannot be moved through it."""
 
 
 class OpenStackCloud(YamlModel):
@@ -111,7 +132,9 @@ class OpenStackCloud(YamlModel):
     calls_per_s: Annotated[float, Field(gt=0)] | None = None
     """Most API calls that one worker begins in a second. No default: unlimited."""
     ceph: CephAccess | None = None
-    """Where the bytes are; without it the cloud can be looked at, and nothing be moved."""
+    """Where the bytes are; without it and without ``mover`` the cloud can be looked at, and nothing be moved."""
+    mover: MoverServers | None = None
+    """The way to volumes of types that ``ceph`` does not name."""
     site: Site | None = None
     """Where the storage is; the top-level ``site`` when not given."""
 
@@ -255,7 +278,11 @@ def _absolute(config: WhimbrelConfig, directory: Path) -> WhimbrelConfig:
             ceph = cloud.ceph
             if ceph is not None:
                 ceph = ceph.model_copy(update={"conf": place(ceph.conf)})
-            clouds[name] = cloud.model_copy(update={"clouds_yaml": place(cloud.clouds_yaml), "ceph": ceph})
+            mover = cloud.mover
+            if mover is not None:
+                mover = mover.model_copy(update={"tls_dir": place(mover.tls_dir)})
+            update = {"clouds_yaml": place(cloud.clouds_yaml), "ceph": ceph, "mover": mover}
+            clouds[name] = cloud.model_copy(update=update)
         else:
             clouds[name] = cloud
     return config.model_copy(update={"clouds": clouds, "state_dir": place(config.state_dir)})

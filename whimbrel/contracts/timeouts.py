@@ -34,8 +34,9 @@ CLOUD_WRITE = Timing(
     _seconds(120), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(60)), heartbeat=CALL_HEARTBEAT
 )
 GATHER = Timing(
-    _seconds(180), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(30)), heartbeat=CALL_HEARTBEAT
+    _seconds(600), RetryPolicy(initial_interval=_seconds(2), maximum_interval=_seconds(30)), heartbeat=CALL_HEARTBEAT
 )
+"""Long because the data path may go through servers that have to be made first."""
 BULK = Timing(
     timedelta(hours=24),
     RetryPolicy(initial_interval=_seconds(1), maximum_interval=_seconds(60), maximum_attempts=5),

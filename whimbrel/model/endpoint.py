@@ -22,6 +22,8 @@ class TlsPaths(Frozen):
     directory: str
     server_name: str | None = None
     """Name to verify in the server's certificate; the host when None."""
+    server_certificate: str | None = None
+    """The one certificate (PEM) that the server may show, in place of those that ``ca-cert.pem`` has signed."""
 
 
 class NbdEndpoint(Frozen):

@@ -24,12 +24,16 @@ class AccessFacts(Frozen):
     """Services whose API is older than what is needed, with both versions."""
     storage_unreached: tuple[str, ...] = ()
     """Pools behind the volumes that the mover cannot open, and why."""
+    mover_lacks: tuple[str, ...] = ()
+    """What servers of ours in the cloud would need, and is not there or does not fit."""
 
 
 class DiskFacts(Frozen):
     """What is particular about one source disk."""
 
     key: str
+    writable: bool = True
+    """It can be written while the VM is off and has it."""
     chain_complete: bool = True
     """Every backing image could be opened."""
     chain_shared_with: tuple[str, ...] = ()

@@ -30,6 +30,17 @@ class Quota(Frozen):
         return max(self.limit - self.used, 0)
 
 
+class MoverServer(Frozen):
+    """What reads or writes volumes for us where no mover reaches them: one server for each session."""
+
+    vcpus: int
+    memory_bytes: int
+    max_disks: int
+    """Volumes of one session."""
+    pools_reached: tuple[str, ...] = ()
+    """Pools that need none."""
+
+
 class Limits(Frozen):
     """All that a project may have, and how it is counted."""
 
@@ -45,6 +56,12 @@ class Limits(Frozen):
     """Names of volumes that migrations have made: their quota is used already."""
     snapshots_made: dict[str, int] = Field(default_factory=dict)
     """Volume's location -> snapshots of it that migrations have made."""
+    mover: MoverServer | None = None
+    """None where every pool is reached directly, or by nobody."""
+
+    def served(self, pool: str | None) -> bool:
+        """Whether volumes of this pool go through a server of ours."""
+        return self.mover is not None and pool not in self.mover.pools_reached
 
     def counted(self, size_bytes: int) -> int:
         """What a volume of this size counts."""

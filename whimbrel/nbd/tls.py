@@ -26,13 +26,19 @@ RECORD_BYTES: Final = 16 << 10
 def client_context(paths: TlsPaths) -> ssl.SSLContext:
     """Verify the server against ``ca-cert.pem``; show ``client-cert.pem`` with ``client-key.pem`` where they exist.
 
+    With ``paths.server_certificate`` the server is that very one, and ``ca-cert.pem`` is not asked.
+
     Raises AuthFailed if a file is missing, unreadable or no certificate.
     """
     directory = Path(paths.directory)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_verify_locations(cafile=directory / "ca-cert.pem")
+        if paths.server_certificate is not None:
+            context.load_verify_locations(cadata=paths.server_certificate)
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # whoever has signed it
+        else:
+            context.load_verify_locations(cafile=directory / "ca-cert.pem")
         certificate = directory / "client-cert.pem"
         if certificate.exists():
             # A key under a passphrase must fail: nobody is there to type it.

@@ -7,7 +7,7 @@ from datetime import timedelta
 from whimbrel.model.facts import AccessFacts
 from whimbrel.model.figures import duration_text
 from whimbrel.model.finding import PrecheckFacts, Severity
-from whimbrel.precheck.known import baseline_s, listed, now, outage
+from whimbrel.precheck.known import baseline_s, listed, now, outage, the_vm
 from whimbrel.precheck.rule import ALWAYS, Answer, FactMissing, found, ok, rule
 
 MARGIN_S = 900.0
@@ -86,8 +86,36 @@ def storage(facts: PrecheckFacts) -> Answer:
     return ok("open, as far as it is reached directly")
 
 
+@rule("connect.mover", "servers that reach the storage can be made", Severity.BLOCK, catalogue=(61, 77), stages=ALWAYS)
+def mover_servers(facts: PrecheckFacts) -> Answer:
+    """Where volumes go through a server of ours in the cloud: its image, flavor, network and keys, and enough disks."""
+    lacking = [f"{cloud}: {text}" for cloud, access in _both(facts) for text in access.mover_lacks]
+    if lacking:
+        return found(
+            f"mover servers cannot be made: {listed(lacking)}",
+            "correct the cloud's `mover` section in whimbrel.yaml, or make what it names (docs/openstack.md)",
+        )
+    plan, vm = facts.plan, the_vm(facts)
+    pools = {
+        plan.source: (facts.source.limits, [disk.pool for disk in vm.disks]),
+        plan.target: (facts.target.limits, [plan.pool_for(disk.pool) for disk in vm.disks]),
+    }
+    many = [
+        f"{cloud}: {count} disks, {limits.mover.max_disks} allowed"
+        for cloud, (limits, used) in pools.items()
+        if limits.mover is not None and (count := sum(map(limits.served, used))) > limits.mover.max_disks
+    ]
+    if many and plan.mode != "dual-attach":
+        return found(
+            f"too many disks for one mover server: {listed(many)}",
+            "raise mover.max_disks in whimbrel.yaml if the cloud attaches that many, or move fewer disks",
+        )
+    used = [cloud for cloud, (limits, names) in pools.items() if any(map(limits.served, names))]
+    return ok(f"as {listed(used)} needs them" if used else "none are needed")
+
+
 def _both(facts: PrecheckFacts) -> tuple[tuple[str, AccessFacts], ...]:
     return ((facts.plan.source, facts.source.access), (facts.plan.target, facts.target.access))
 
 
-RULES = (let_in, api_versions, credential_life, storage)
+RULES = (let_in, api_versions, credential_life, storage, mover_servers)

@@ -47,13 +47,15 @@ def companions(facts: PrecheckFacts) -> Iterable[tuple[VmSpec, str, Mapping[str,
 
 
 def point_demand(facts: PrecheckFacts) -> Demand:
-    """Snapshots, and their space, that the points of this VM and its companions take at the source."""
+    """What the points of this VM and its companions take at the source: snapshots, and servers that read them."""
     limits, total = facts.source.limits, Demand()
     most = POINTS_AT_ONCE if facts.plan.runs_rounds else 1
     for vm in (the_vm(facts), *(vm for vm, _, _ in companions(facts))):
         for disk in vm.disks:
-            count = max(most - limits.snapshots_made.get(disk.location, 0), 0)
+            at_once = 1 if limits.served(disk.pool) else most  # such a snapshot is no base of a later one
+            count = max(at_once - limits.snapshots_made.get(disk.location, 0), 0)
             _add_snapshots(total, limits, disk.pool, disk.size_bytes, count)
+        _add_session(total, limits, [(disk.pool, disk.size_bytes) for disk in vm.disks], copies=True)
     return total
 
 
@@ -91,7 +93,7 @@ def _mapping(storage: Mapping[str, str]) -> Callable[[str | None], str | None]:
 
 def _at_target(facts: PrecheckFacts, vm: VmSpec, *, name: str, pool_for: Callable[[str | None], str | None]) -> Demand:
     limits, total = facts.target.limits, Demand()
-    size = size_for(facts, vm)
+    size, frozen = size_for(facts, vm), _freezes_first_state(facts)
     total["VMs", None] += 1
     total["vCPUs", None] += size.vcpus if size is not None else vm.vcpus
     total["memory", None] += size.memory_bytes if size is not None else vm.memory_bytes
@@ -102,8 +104,25 @@ def _at_target(facts: PrecheckFacts, vm: VmSpec, *, name: str, pool_for: Callabl
             total.update({("volumes", None): 1, ("volumes", pool): 1})
             space = limits.counted(disk.size_bytes)
             total.update({("volume space", None): space, ("volume space", pool): space})
-        _add_snapshots(total, limits, pool, disk.size_bytes, 1 if _freezes_first_state(facts) else 0)
+        _add_snapshots(total, limits, pool, disk.size_bytes, 1 if frozen else 0)
+    if facts.plan.mode != "dual-attach":
+        _add_session(total, limits, [(pool_for(disk.pool), disk.size_bytes) for disk in vm.disks], copies=frozen)
     return total
+
+
+def _add_session(total: Demand, limits: Limits, disks: Iterable[tuple[str | None, int]], *, copies: bool) -> None:
+    """A mover server for those (pool, size) that go through one; with ``copies`` it has volumes made of snapshots."""
+    served = [(pool, size_bytes) for pool, size_bytes in disks if limits.served(pool)]
+    if limits.mover is None or not served:
+        return
+    total["VMs", None] += 1
+    total["vCPUs", None] += limits.mover.vcpus
+    total["memory", None] += limits.mover.memory_bytes
+    total["ports", None] += 1
+    for pool, size_bytes in served if copies else ():
+        space = limits.counted(size_bytes)
+        total.update({("volumes", None): 1, ("volumes", pool): 1})
+        total.update({("volume space", None): space, ("volume space", pool): space})
 
 
 def _add_snapshots(total: Demand, limits: Limits, pool: str | None, size_bytes: int, count: int) -> None:
@@ -126,4 +145,4 @@ def _freezes_first_state(facts: PrecheckFacts) -> bool:
     can = facts.target.capabilities
     plan = facts.plan
     wanted = plan.mode != "dual-attach" and (plan.verify.when == "after_boot" or plan.keep_writes)
-    return wanted and can is not None and can.start_paused
+    return wanted and can is not None and (can.start_paused or can.points_outlive_start)

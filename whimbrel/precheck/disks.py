@@ -80,7 +80,9 @@ def target_format(facts: PrecheckFacts) -> Answer:
 
 @rule("disk.tracking", "changes of every disk are tracked", Severity.WARN, catalogue=(16, 39))
 def tracking(facts: PrecheckFacts) -> Answer:
-    """Raw and qcow2 version 2 images hold no persistent bitmap: each round reads and hashes them whole."""
+    """Raw and qcow2 version 2 images hold no persistent bitmap, and no mover server tells changes: such disks are
+    read and hashed whole in each round.
+    """
     vm = the_vm(facts)
     if not facts.plan.runs_rounds:
         return ok(f"not needed in mode {facts.plan.mode}")

@@ -240,7 +240,7 @@ def keep_writes(facts: PrecheckFacts) -> Answer:
 
 @rule("keep-writes.way-back", "the way back can be written", Severity.BLOCK)
 def way_back(facts: PrecheckFacts) -> Answer:
-    """With keep_writes both clouds have both roles: the target is read, and the source written."""
+    """With keep_writes both clouds have both roles: the target is read, and every disk of the source can be written."""
     if not facts.plan.keep_writes:
         return ok("keep_writes is off")
     missing = []
@@ -248,6 +248,9 @@ def way_back(facts: PrecheckFacts) -> Answer:
         missing.append(f"{facts.plan.target} cannot be read as a source")
     if "target" not in source_can(facts).roles:
         missing.append(f"{facts.plan.source} cannot be written as a target")
+    fixed = [disk.key for disk in facts.source.disks if not disk.writable]
+    if fixed:
+        missing.append(f"{listed(fixed)} cannot be written while the VM at {facts.plan.source} has them")
     if missing:
         return found(listed(missing), "set keep_writes: false: a rollback then drops what the target wrote")
     return ok("both clouds can be read and written")

@@ -14,6 +14,7 @@ from whimbrel.errors import BaseLost, Conflict, NotFound, Unsupported, WhimbrelE
 from whimbrel.model.extent import total_bytes
 from whimbrel.model.naming import point_key, writer_key
 from whimbrel.model.point import OpenPoint
+from whimbrel.model.vm import DiskFormat
 
 OTHER = "0123456789"
 
@@ -220,6 +221,7 @@ class PointInTimeContract(_PointSuite):
             changed_of(point.disk("vda"))
 
     def test_a_disk_being_written_has_no_point(self, harness: Harness, migration: str) -> None:
+        needs(harness, Lack.WRITE_BACK)
         ref = self.vm(harness, running=False)
         vm = harness.cloud.compute.inspect(ref)
         harness.cloud.volumes.open_disk_writer(writer_key(migration), vm, ["vda"], migration=migration)
@@ -241,7 +243,7 @@ class PointInTimeContract(_PointSuite):
 class UntrackedPointContract(_PointSuite):
     """Points on disks that cannot carry tracking."""
 
-    disk_format = "raw"
+    disk_format: DiskFormat = "raw"
 
     def test_no_token_is_left(self, harness: Harness, migration: str) -> None:
         ref = self.vm(harness)

@@ -32,7 +32,8 @@ class VolumeContract(ContractSuite):
         assert (volume.size_bytes, volume.format, volume.pool) == (SIZE, self.disk_format, harness.pool)
         session = harness.cloud.volumes.open_writer(writer_key(migration), {"vda": volume}, migration=migration)
         assert read_point(session.disk("vda")) == bytes(SIZE)
-        assert all(extent.zero for extent in extents_of(session.disk("vda")))
+        if Lack.ALLOCATION not in harness.lacks:
+            assert all(extent.zero for extent in extents_of(session.disk("vda")))
 
     def test_ensure_volume_twice_is_one_volume(self, harness: Harness, migration: str) -> None:
         first = self.volume(harness, migration)
@@ -239,6 +240,7 @@ class VolumeContract(ContractSuite):
     # --- writer sessions on a VM's disks
 
     def test_disks_of_a_vm_that_is_off_are_written(self, harness: Harness, migration: str) -> None:
+        needs(harness, Lack.WRITE_BACK)
         ref = harness.make_vm([(SIZE, self.disk_format)] * 2)
         vm = harness.cloud.compute.inspect(ref)
         key = writer_key(migration)
@@ -257,6 +259,7 @@ class VolumeContract(ContractSuite):
             harness.cloud.volumes.open_disk_writer(writer_key(migration), vm, ["vda"], migration=migration)
 
     def test_a_vm_does_not_start_while_its_disk_is_written(self, harness: Harness, migration: str) -> None:
+        needs(harness, Lack.WRITE_BACK)
         ref = harness.make_vm([(SIZE, self.disk_format)])
         vm = harness.cloud.compute.inspect(ref)
         harness.cloud.volumes.open_disk_writer(writer_key(migration), vm, ["vda"], migration=migration)

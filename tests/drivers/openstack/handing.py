@@ -122,7 +122,7 @@ class Handing:
             names = [image_name(volume.id) for volume in side.conn.block_storage.volumes()]
             for image in self.shared.ids("shared", names).values():  # as whoever opens it would find it
                 if image in found:
-                    found[image].append(side._lab.name)
+                    found[image].append(side.lab.name)
         return found
 
     def check(self) -> None:
