@@ -208,7 +208,7 @@ class OpenStackHarness:
 
     def start_by_hand(self, ref: str) -> bool:
         """As the tenant's member: an administrator would override a lock."""
-        owner = self._lab.connect(member=True)
+        owner = self.lab.connect(member=True)
         try:
             owner.compute.start_server(self._server(ref))
         except ConflictException:

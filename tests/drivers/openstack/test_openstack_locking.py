@@ -28,8 +28,8 @@ class Locked:
     def __init__(self, harness: OpenStackHarness, entry: Path) -> None:
         self.harness = harness
         self.ref = harness.make_vm([(1 << 20, "raw")])
-        self.cloud: OpenStackCloud = seen_by(harness._lab, "mine", entry)
-        self.owner: Any = harness._lab.connect(member=True).compute
+        self.cloud: OpenStackCloud = seen_by(harness.lab, "mine", entry)
+        self.owner: Any = harness.lab.connect(member=True).compute
         self.migration = migration_id("locking", secrets.token_hex(8))
 
     def server(self) -> Any:
