@@ -78,6 +78,7 @@ class JournalMachine(MirrorMachine):
         self.seed = 0
         self.victim: str | None = None
         self.torn = False
+        self.wrong: AssertionError | None = None
         super().begin(seed, block)
         self.base = [self.sector(self.source, at) for at in range(SECTORS)]
         self.log: list[dict[int, bytes]] = []
@@ -122,6 +123,13 @@ class JournalMachine(MirrorMachine):
             raise Stopped
 
     def at_shadow(self) -> None:
+        if threading.current_thread().name == "journal":
+            # In the middle of what the follower sends, which is the moment when flushes could get mixed up.
+            try:
+                self.check_shadow()
+            except AssertionError as wrong:
+                self.wrong = wrong
+                raise
         while not self.gate.wait(0.002):
             if self.ending.is_set():
                 raise Stopped
@@ -149,6 +157,8 @@ class JournalMachine(MirrorMachine):
 
     def check_shadow(self) -> None:
         """What the shadow would hold if it died now."""
+        if self.wrong is not None:
+            raise self.wrong
         with self.shadow.disk._lock:
             stable = bytes(self.shadow.disk.stable)
         for content in (stable, self.shadow.disk.crash(self.rng)):
@@ -335,10 +345,11 @@ class JournalMachine(MirrorMachine):
             super().teardown()
             self.machinery.close()
 
-    @staticmethod
-    def until(done: Callable[[], bool]) -> None:
+    def until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 20
         while not done():
+            if self.wrong is not None:
+                raise self.wrong
             assert time.monotonic() < deadline, "it does not come to an end"
 
 
