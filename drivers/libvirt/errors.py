@@ -45,6 +45,8 @@ BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError]], ...] = tuple(
         (r"no such file or directory", NotFound),
         (r"whimbrel-has-taken-this-disk", Conflict),  # somebody starts a VM whose disks were handed over
         (r"failed to find an available port", NotReady),  # of a display: another program took it just before QEMU
+        # QEMU ended while it started and gave no reason, which would follow: somebody killed it.
+        (r"unexpectedly closed the monitor$", NotReady),
         (r"has asynchronous jobs running", NotReady),  # a storage pool, while somebody makes or deletes a volume
         (r"cannot allocate memory", QuotaExceeded),
     )

@@ -115,6 +115,8 @@ class Mover:
         ):
             domain = self._find(conn, key)
             if domain is None:
+                for address in self._reach.candidates(key):
+                    self._reach.clean(address)  # a QEMU that was killed leaves its socket
                 return False
             mark = mark_of(domain)
             if migration is not None and mark.get("migration") != migration:

@@ -52,6 +52,8 @@ MET = [
         "qemu unexpectedly closed the monitor: -vnc 127.0.0.1:0: Failed to find an available port: Address in use",
         NotReady,
     ),
+    (INTERNAL, "internal error: qemu unexpectedly closed the monitor", NotReady),
+    (INTERNAL, "qemu unexpectedly closed the monitor: 2026-11-26T01:00:00Z qemu: -drive: bad", WhimbrelError),
     (
         libvirt.VIR_ERR_SYSTEM_ERROR,
         "no access: '/dev/null/whimbrel-has-taken-this-disk/x/vda'",

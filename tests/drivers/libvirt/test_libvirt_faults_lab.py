@@ -18,6 +18,7 @@ from labs.kvm import KvmLab
 from tests.contract.blockio import apply_changes, changed_of, covers, read_point, write_point
 from tests.contract.libvirt_harness import LibvirtHarness
 from whimbrel.errors import BaseLost, Conflict, Unavailable
+from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.naming import point_key, volume_name, writer_key
 from whimbrel.model.point import OpenPoint, WriterSession
 from whimbrel.model.vm import Power, VolumeSpec
@@ -402,3 +403,23 @@ def test_two_attempts_at_once_open_one_writer(harness: LibvirtHarness, migration
     assert len(told) == 2
     assert told[0] == told[1]
     harness.cloud.volumes.close_writer(writer_key(migration))
+
+
+def test_a_killed_session_leaves_no_socket_behind(harness: LibvirtHarness, kvm_lab: KvmLab, migration: str) -> None:
+    """Nobody opens it again: what it listened on goes with the close that finds no session."""
+    ref = harness.make_vm([(SIZE, "raw")])
+    key = point_key(migration, 1)
+    endpoint = harness.cloud.points.open(ref, ["vda"], key=key, migration=migration).disk("vda").endpoint
+    assert isinstance(endpoint, NbdEndpoint)
+    assert endpoint.unix_path is not None
+    socket = Path(endpoint.unix_path)
+    assert socket.exists()
+    (pid,) = [int(path.read_text()) for path in (kvm_lab.cloud("a").run / "qemu").glob("*.pid") if key in path.name]
+    subprocess.run(["kill", "-9", str(pid)], check=True)
+    deadline = time.monotonic() + 60
+    while any(key in domain.name() for domain in harness.conn.listAllDomains()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    harness.cloud.points.close(ref, key, migration=migration)
+    assert not socket.exists()
+    harness.cloud.compute.start(ref)
