@@ -260,6 +260,7 @@ def data_activities(
         stream.figures,
         stream.prove,
         stream.drain,
+        stream.let_go,
         stream.stop,
         DrillActivities(state_dir).record,
     ]

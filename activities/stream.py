@@ -260,6 +260,26 @@ class StreamActivities:
                 )
         return Done()
 
+    @activity.defn(name="stream.let_go", no_thread_cancel_exception=True)
+    def let_go(self, wanted: StreamInput) -> Done:
+        """Have the guest's writes need no shadow any more, for good; those that wait for one are acknowledged.
+
+        Raises Unavailable while a crash of the host is made good from a shadow.
+        """
+        places = [self._place(wanted.migration, disk) for disk in wanted.disks]
+        places = [place for place in places if place.config.exists()]
+        for place in places:
+            self._launch(place.config)
+            # All first: one that has let go cannot be given its shadow again.
+            if (ask(place.control, "status").get("protect") or {}).get("needs_shadow"):
+                raise _not_yet(place)
+        for place in places:
+            if not ask(place.control, "let-go")["let_go"]:
+                raise _not_yet(place)
+            config = read_config(place.config)
+            place.write_config(config.model_copy(update={"protect": ProtectConfig()}))
+        return Done()
+
     @activity.defn(name="stream.stop", no_thread_cancel_exception=True)
     def stop(self, wanted: StopStreamInput) -> Done:
         """End the servers in order and remove their files; those that never ran are fine."""
@@ -282,6 +302,14 @@ class StreamActivities:
             segment.replace(kept / f"{stamp}-{place.migration}-{number}.trace")
         for old in sorted(kept.glob("*.trace"))[:-KEPT_TRACES]:
             old.unlink(missing_ok=True)
+
+
+def _not_yet(place: Place) -> Unavailable:
+    return Unavailable(
+        f"disk {place.disk} gets acknowledged writes back from the source, which a crash of its host has taken from it",
+        action="see that the source's host answers; it is tried again, and nothing is lost meanwhile",
+        disk=place.disk,
+    )
 
 
 def _drained(place: Place) -> bool:

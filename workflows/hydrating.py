@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Literal, TypeVar
 
@@ -40,6 +41,10 @@ from workflows.taking_over import import_input, open_shadow, serve, shadow_input
 from workflows.verifying import compare_all
 
 T = TypeVar("T")
+GUEST_WAITS_S = 30.0
+"""The longest pause between two tries to open a source that a running guest waits for."""
+CALM = timedelta(seconds=60)
+"""After so long without a loss the next one is not a try that failed."""
 
 
 async def hydrate(course: Course) -> None:
@@ -58,20 +63,47 @@ async def bring_home(course: Course) -> None:
 
     Also when the operator gives the writes up meanwhile.
     """
-    journal, wishes = course.journal, course.wishes
-    servers = StreamInput(migration=journal.migration, disks=tuple(disk.spec.key for disk in journal.disks))
+    await _until_answered(course, "rollback", _drain, unless=lambda: course.wishes.drop_writes)
+
+
+async def let_shadow_go(course: Course) -> None:
+    """Return when the target's writes need no shadow any more: what happens to it then is nothing to the guest."""
+    await _until_answered(course, "commit", _let_go)
+
+
+async def _drain(course: Course) -> None:
+    await call(
+        StreamActivities.drain, _servers(course), summary="bring the last writes to the source",
+        queue=course.data_queue, timing=DRAIN,
+    )  # fmt: skip
+
+
+async def _let_go(course: Course) -> None:
+    await call(
+        StreamActivities.let_go, _servers(course), summary="the target's writes need the source no more",
+        queue=course.data_queue,
+    )  # fmt: skip
+
+
+def _servers(course: Course) -> StreamInput:
+    journal = course.journal
+    return StreamInput(migration=journal.migration, disks=tuple(disk.spec.key for disk in journal.disks))
+
+
+async def _until_answered(
+    course: Course, step: str, ask: Callable[[Course], Awaitable[None]], *, unless: Callable[[], bool] = lambda: False
+) -> None:
+    """Ask the servers for something that may need the shadows; those that have died are opened again."""
+    journal = course.journal
     wait_s = REOPEN_FIRST_S
-    while not wishes.drop_writes:
+    while not unless():
         try:
-            await call(
-                StreamActivities.drain, servers, summary="bring the last writes to the source",
-                queue=course.data_queue, timing=DRAIN,
-            )  # fmt: skip
+            await ask(course)
         except ActivityError as error:
             found = failure.read(error)
             if failure.is_cancel(error) or found.code not in RETRYABLE:
                 raise
-            journal.trouble = course.trouble("rollback", found, journal.phase)
+            journal.trouble = course.trouble(step, found, journal.phase)
             course.show()
             await workflow.sleep(timedelta(seconds=wait_s), summary=f"{found.code}: the shadow is opened again")
             wait_s = min(wait_s * 2, REOPEN_MAX_S)
@@ -105,10 +137,19 @@ async def _keep_served(course: Course) -> None:
             await workflow.sleep(timedelta(seconds=REOPEN_MAX_S), summary="who serves the guest is watched again")
 
 
+def pause_s(last_s: float, well: timedelta) -> float:
+    """How long to wait before an end is opened again for a running guest, after ``well`` without a loss.
+
+    ``last_s``: the pause before, 0 if there was none.
+    """
+    return REOPEN_FIRST_S if not last_s or well > CALM else min(last_s * 2, GUEST_WAITS_S)
+
+
 async def _hydrate(course: Course, *, keep: bool = False) -> None:
     journal = course.journal
-    wait_s = REOPEN_FIRST_S
+    wait_s = 0.0
     while True:
+        began = workflow.now()
         try:
             result = await _watch(course, keep=keep)
         except ActivityError as error:
@@ -118,8 +159,8 @@ async def _hydrate(course: Course, *, keep: bool = False) -> None:
             # The guest waits for its data; both ends are opened anew by themselves, and the operator sees why.
             journal.trouble = course.trouble("hydrate", found, journal.phase)
             course.show()
+            wait_s = pause_s(wait_s, workflow.now() - began)
             await workflow.sleep(timedelta(seconds=wait_s), summary=f"{found.code}: the source is opened again")
-            wait_s = min(wait_s * 2, REOPEN_MAX_S)
             await open_again(course)
             if keep:
                 journal.trouble = None
@@ -325,6 +366,9 @@ async def commit_stream(course: Course) -> None:
     journal.confirmed = True
     journal.enter(Phase.COMMIT)
     if journal.switched_at is None:
+        if journal.shadow is not None and workflow.patched("let-shadow-go"):
+            # The switch waits for writes that are on their way, and these for a shadow that may just have died.
+            await course.step("let the shadow go", lambda: let_shadow_go(course))
         await course.step("hot switch", lambda: switch(course))
     if journal.shadow is not None:
         await course.step("drop the shadow", lambda: _drop_shadow(course))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from whimbrel.contracts import verbs
 from whimbrel.errors import Conflict, Unavailable
 from whimbrel.model.progress import Phase
 from whimbrel.model.vm import Power
+from whimbrel.ports.block import BlockDevice
+from whimbrel.stream.protect.change import Change
+from workflows.hydrating import pause_s
 
 Run = Callable[..., Any]
 MARK = b"written at the target"
@@ -98,6 +102,39 @@ def test_a_rollback_brings_every_write_back(orchestrator: Orchestrator, run: Run
         assert now["vdb"][MIB + 5 : MIB + 5 + len(MARK)] == MARK
         assert now["vda"][:65_536] == before.content["vda"][:65_536]
         assert report.writes_kept_bytes
+
+    run(story())
+
+
+@pytest.mark.parametrize("protect", ["mirror", "journal"])
+def test_a_shadow_that_dies_as_the_operator_confirms_holds_nobody_up(
+    orchestrator: Orchestrator, run: Run, protect: str
+) -> None:
+    """The guest's write waits for it, and the switch onto its own disks would wait for the write."""
+    before = _vm(orchestrator)
+
+    def gone() -> BlockDevice:
+        raise Unavailable("the shadow's host is gone for good")
+
+    async def story() -> None:
+        # So little may be behind that in mode journal, too, a write waits for the shadow.
+        stream = {"protect": protect, "max_lag_bytes": 1}
+        started = await orchestrator.start(_plan(orchestrator, stream=stream, confirm={}))
+        await started.phase(Phase.CONFIRM)
+        server = orchestrator.streams.server("vdb")
+        told: list[Exception | None] = []
+        assert server.protection is not None
+        assert server.protection.drain(10)
+        server.protection.shadow.use(gone)
+        server.protection.submit(Change("write", 4096, len(MARK), memoryview(MARK), done=told.append))
+        await started.say(verbs.CONFIRM)
+        report = await started.report()
+        assert report.outcome == "completed", report.reason
+        assert told == [None]
+        orchestrator.assert_nothing_left(report)
+        wanted = bytearray(before.content["vdb"])
+        wanted[4096 : 4096 + len(MARK)] = MARK
+        assert orchestrator.target_disk("app01", "vdb") == bytes(wanted)
 
     run(story())
 
@@ -200,6 +237,16 @@ def test_a_source_that_goes_away_is_waited_for(orchestrator: Orchestrator, run: 
         orchestrator.assert_moved(await started.report(), before)
 
     run(story())
+
+
+def test_a_source_that_dies_now_and_then_is_opened_at_once_each_time() -> None:
+    """The pauses grow while it stays away; a loss an hour later is no try that failed."""
+    soon, later = timedelta(seconds=5), timedelta(hours=1)
+    pauses = [0.0]
+    for _ in range(6):
+        pauses.append(pause_s(pauses[-1], soon))
+    assert pauses[1:] == [2, 4, 8, 16, 30, 30]
+    assert pause_s(pauses[-1], later) == 2
 
 
 def test_pause_and_bandwidth_while_it_hydrates(orchestrator: Orchestrator, run: Run) -> None:

@@ -144,6 +144,7 @@ TABLE: dict[str, Timing] = {
     "stream.figures": CLOUD_READ,
     "stream.prove": BULK,
     "stream.drain": COMPENSATION,
+    "stream.let_go": CLOUD_WRITE,
     "stream.stop": SWITCH,
     "import.begin": CLOUD_WRITE,
     "import.fill": HYDRATE,

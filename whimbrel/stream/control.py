@@ -5,7 +5,8 @@
 background, and who copies over HTTP), ``prefetch`` (what the predictors do, and the hit rate of reads), ``flush``,
 ``drain`` (``timeout_s``; the answer's ``drained`` says whether the shadow has everything), ``source`` and ``shadow``
 (``endpoint``: the same disk is served elsewhere from now on; the caller rewrites the configuration file for the next
-start), ``stop``.
+start), ``let-go`` (writes need no shadow any more; the answer's ``let_go`` is false while a crash of the host is made
+good from it; the caller rewrites the configuration file), ``stop``.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ class Control:
                 self._server.move_source(_endpoint(asked))
             case "shadow":
                 self._server.move_shadow(_endpoint(asked))
+            case "let-go":
+                return {"let_go": self._server.let_shadow_go()}
             case "drain":
                 protection = self._server.protection
                 patience_s = float(asked.get("timeout_s", DRAIN_S))

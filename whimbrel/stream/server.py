@@ -134,6 +134,10 @@ class StreamServer:
         """The same shadow is served elsewhere from now on. Raises InvalidPlan if there is none."""
         guard.move_shadow(self.protection, endpoint, timeout_s=self.config.source_timeout_s)
 
+    def let_shadow_go(self) -> bool:
+        """Writes need no shadow from now on; False while it is needed to make a crash of the host good."""
+        return self.protection is None or self.protection.let_go()
+
     def status(self) -> dict[str, object]:
         """What there is to know, for JSON. Sizes in bytes."""
         chunkmap, fetcher = self._map, self.fetcher

@@ -85,6 +85,13 @@ class Journaled:
         deadline = time.monotonic() + timeout_s
         return self._sequence.idle(timeout_s) and self._lag.reached(self._journal.last, deadline - time.monotonic())
 
+    def let_go(self) -> bool:
+        """From now on writes need no shadow; False while it is needed to make a crash of the host good."""
+        if self._settling.reads_shadow:
+            return False
+        self.shadow.give_up()
+        return True
+
     def wants_sync(self) -> bool:
         """Whether a sync of the target would take marks away."""
         return self._intent.marks > 0
@@ -98,6 +105,7 @@ class Journaled:
         return {
             "settled": self._sequence.settled,
             "unsettled_chunks": self._settling.open_chunks,
+            "needs_shadow": self._settling.reads_shadow,
             "lag_bytes": lag_bytes,
             "lag_s": round(lag_s, 3),
             "room_bytes": self._lag.room_bytes,

@@ -64,6 +64,13 @@ class Mirror:
         """Wait until all that was asked for is in the shadow; False if that takes longer."""
         return self._sequence.idle(timeout_s)
 
+    def let_go(self) -> bool:
+        """From now on writes need no shadow; False while it is needed to make a crash of the host good."""
+        if self._settling.reads_shadow:
+            return False
+        self.shadow.give_up()
+        return True
+
     def wants_sync(self) -> bool:
         """Whether a sync of the target would take marks away."""
         return self._intent.marks > 0
@@ -74,6 +81,7 @@ class Mirror:
         return {
             "settled": self._sequence.settled,
             "unsettled_chunks": self._settling.open_chunks,
+            "needs_shadow": self._settling.reads_shadow,
             "lag_bytes": lag_bytes,
             "lag_s": round(lag_s, 3),
             "writes": self._sequence.changes,

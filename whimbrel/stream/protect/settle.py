@@ -40,6 +40,11 @@ class Settling:
         self._waiting: list[Done] = []
 
     @property
+    def reads_shadow(self) -> bool:
+        """Whether the shadow has acknowledged writes that a crash of the host may have taken from the target."""
+        return self._intent.host_crashed
+
+    @property
     def open_chunks(self) -> int:
         """Chunks that are not alike for sure yet."""
         return len(self._open)

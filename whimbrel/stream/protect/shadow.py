@@ -44,6 +44,7 @@ class Shadow:
         self._failures = 0
         self._stop = threading.Event()
         self._wake = threading.Event()
+        self._given_up = False
         self._away_since: float | None = None
         self._error: WhimbrelError | None = None
         self.flushes = 0
@@ -63,6 +64,11 @@ class Shadow:
     def use(self, opener: Opener) -> None:
         """The same shadow is reached in another way from now on; the old connection is given up."""
         self._opener = opener
+        self._interrupt()
+
+    def give_up(self) -> None:
+        """Nobody needs it any more: what is waited for ends, and nothing is sent from now on."""
+        self._given_up = True
         self._interrupt()
 
     def stop(self) -> None:
@@ -89,15 +95,15 @@ class Shadow:
         self._until_done(lambda lane: _read(lane, self._block(), offset, buffer))
 
     def _until_done(self, attempt: Callable[[BlockLane], None]) -> None:
-        while True:
+        while not self._given_up:
             try:
                 attempt(self._connected())
             except WhimbrelError as error:
                 self._failed(error)
             else:
-                self._failures = 0
-                self._away_since = self._error = None
-                return
+                break
+        self._failures = 0
+        self._away_since = self._error = None
 
     def _connected(self) -> BlockLane:
         if self._stop.is_set():
@@ -109,6 +115,8 @@ class Shadow:
             self._wake.clear()
             if self._stop.is_set():
                 raise Stopped
+            if self._given_up:
+                raise Unavailable("nobody needs the shadow any more")
         device = self._opener()
         try:
             if device.size_bytes != self._size_bytes:
@@ -124,7 +132,7 @@ class Shadow:
         self.reconnects += 1
         if isinstance(lane, NbdLane):
             lane.patience(SILENCE_S)
-        if self._stop.is_set():
+        if self._stop.is_set() or self._given_up:
             self._interrupt()
         return lane
 
