@@ -22,6 +22,7 @@ from whimbrel.model.plan import CommandCheck, VmPlan
 from whimbrel.model.vm import VmSpec
 from whimbrel.ports.cloud import Cloud, CloudRegistry
 from whimbrel.precheck.registry import run_rules
+from whimbrel.precheck.streaming import copies_drill
 
 PROBE_ATTEMPTS = 4
 """A fault of the moment must not refuse a migration; one that stays so long is a finding."""
@@ -120,7 +121,11 @@ class PrecheckActivities:
             fit=fit,
             companions=companions,
         )
-        return PrecheckAnswer(result=PrecheckResult(findings=run_rules(judged), path=path))
+        return PrecheckAnswer(
+            result=PrecheckResult(findings=run_rules(judged), path=path),
+            # A target whose abilities are not known is blocked by the rules.
+            copies_drill=judged.target.capabilities is not None and copies_drill(judged),
+        )
 
 
 def fit_facts(plan: VmPlan, target: Cloud, vm: VmSpec, wanted: PrecheckRequest, *, patient: bool) -> FitFacts:

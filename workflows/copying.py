@@ -216,6 +216,7 @@ async def run_round(
     keep_open: bool = False,
     timing: Timing | None = None,
     key: str | None = None,
+    track: bool = True,
 ) -> tuple[RoundRecord, OpenPoint]:
     """Open a point, copy all disks, close it; both ends are opened again when an attempt cannot go on.
 
@@ -227,7 +228,7 @@ async def run_round(
     started_at = workflow.now()
     wait_s, fruitless = REOPEN_FIRST_S, 0
     while True:
-        point, lost = await open_point(course, key, since, timing=timing)
+        point, lost = await open_point(course, key, since, timing=timing, track=track)
         session = await open_writer(course, timing=timing)
         by_hash = by_hash or lost or _baseline_of_another_state(course, kind, point)
         journal.copying_epoch = epoch(point)

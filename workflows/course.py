@@ -38,6 +38,8 @@ class Course:
 
     from_copy: bool = False
     """A rehearsal of what another migration has copied: nothing is opened at the source."""
+    copies_drill: bool = False
+    """A rehearsal whose data is copied before it boots, as the precheck has found."""
     copy_torn: bool = False
     """A cutover that was taken back may have written half a delta: only the next round makes the copy whole."""
 

@@ -35,20 +35,24 @@ from whimbrel.model.point import OpenPoint
 from whimbrel.model.progress import MigrationReport, Phase
 from workflows.calls import call
 from workflows.closing import RollbackWanted, check_health
-from workflows.copying import epoch, open_point
+from workflows.copying import close_point, copy_disks, epoch, open_point, open_writer, run_round
 from workflows.cutover import rebuild
 from workflows.hydrating import hydrate, prove
 from workflows.migration import Ending, Migration
 from workflows.opening import precheck, prepare
 from workflows.taking_over import serve
 from workflows.undo import unwind
+from workflows.verifying import compare_all
 
 LOAN_WAIT = timedelta(hours=2)
 """So long a drill waits for a round of the migration to end."""
 
 
 def rehearsed(plan: VmPlan) -> VmPlan:
-    """The plan of a drill: streaming, under another name, on the isolated networks, with the drill's checks."""
+    """The plan of a drill: streaming, under another name, on the isolated networks, with the drill's checks.
+
+    One that copies instead (``Course.copies_drill``) becomes ``cold``: that is how its volumes are made.
+    """
     health = HealthPolicy(
         checks=(*plan.health.checks, *plan.drill.checks), timeout_s=plan.drill.timeout_s, on_failure="rollback"
     )
@@ -57,7 +61,7 @@ def rehearsed(plan: VmPlan) -> VmPlan:
             "mode": "streaming",
             "target_name": (plan.target_name or plan.vm) + plan.drill.name_suffix,
             "networks": plan.drill.networks,
-            "disk_format": "keep",
+            "disk_format": "raw" if plan.disk_format == "raw" else "keep",
             "health": health,
             "window": Window(),
             "keep_writes": False,
@@ -97,6 +101,8 @@ class Drill(Migration):
                 return "refused"
             if course.from_copy and not await self._borrow():
                 return "refused"
+            if course.copies_drill:
+                course.plan = course.plan.model_copy(update={"mode": "cold"})
             await self._rehearse()
             self._reading = False
         except (FailureError, RollbackWanted) as error:
@@ -114,19 +120,61 @@ class Drill(Migration):
     async def _rehearse(self) -> None:
         course, journal = self.course, self.course.journal
         await prepare(course)
-        await course.step(*self._state())
-        journal.push(UndoStep(kind="stop-stream", detail="keep the trace"))
-        await course.step("serve the frozen disks", lambda: serve(course, record=True))
+        if course.copies_drill:
+            await self._fill()
+        else:
+            await course.step(*self._state())
+            journal.push(UndoStep(kind="stop-stream", detail="keep the trace"))
+            await course.step("serve the frozen disks", lambda: serve(course, record=True))
         journal.enter(Phase.REBUILD)
         await course.step("rebuild the VM on the isolated network", lambda: rebuild(course))
         await course.step("start it", self._start)
         journal.enter(Phase.VERIFY)
         await check_health(course)
         self._answered_at = workflow.now()
+        if course.copies_drill:
+            return
         await course.step("read the figures", self._figures)
         if course.plan.drill.hydrate:
             await hydrate(course)
             await course.step("compare", lambda: prove(course))
+
+    async def _fill(self) -> None:
+        """Copy all of one state before the boot, compare it if that is planned, and let the source go."""
+        course, journal = self.course, self.course.journal
+        journal.enter(Phase.BASELINE)
+        if course.from_copy:
+            await course.step(*self._state())
+            await course.step("copy the copy", self._copy_lent)
+        else:
+            await course.step("copy the disks", self._copy_source)
+        journal.hydrated_at = workflow.now()
+        if course.plan.drill.hydrate:
+            await course.step("compare", self._compare)
+        if not course.from_copy:
+            assert journal.source_point is not None
+            await close_point(course, journal.source_point)
+            journal.source_point = None
+
+    async def _copy_source(self) -> None:
+        journal = self.course.journal
+        record, point = await run_round(self.course, kind="baseline", since=None, keep_open=True, track=False)
+        journal.add_round(record)
+        journal.source_point = point
+        self._frozen_at = point.taken_at
+
+    async def _copy_lent(self) -> None:
+        """What is lent cannot be opened anew: whatever ends this copy ends the drill."""
+        course, point = self.course, self.course.journal.source_point
+        assert point is not None
+        session = await open_writer(course)
+        await copy_disks(course, point, session.disks, kind="baseline", by_hash=False, fresh=True)
+
+    async def _compare(self) -> None:
+        journal = self.course.journal
+        assert journal.source_point is not None
+        assert journal.writer is not None
+        await compare_all(self.course, journal.source_point.disks, journal.writer.disks)
 
     def _state(self) -> tuple[str, Callable[[], Awaitable[None]]]:
         if self.course.from_copy:
@@ -246,6 +294,7 @@ class Drill(Migration):
             checks=journal.health,
             figures=journal.stream,
             from_copy=course.from_copy,
+            copied=course.copies_drill,
             hydrated=journal.hydrated_at is not None,
             compared=bool(journal.verify),
         )

@@ -33,6 +33,7 @@ async def precheck(course: Course) -> tuple[Finding, ...]:
         answer = await call(
             PrecheckActivities.run, request, summary="gather facts, try the data path", queue=course.data_queue
         )
+        course.copies_drill = answer.copies_drill
         journal.findings = tuple(f.line for f in answer.result.findings if f.outcome != "ok")
         journal.dirty_hint = answer.result.path.dirty_bytes_per_s
         rates = (answer.result.path.read_bytes_per_s, answer.result.path.write_bytes_per_s)

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 from temporalio.client import Client, WorkflowHandle
 
 from labs.stage import Stage, WorkerProcess
-from whimbrel.contracts.migration import MigrationInput
-from whimbrel.contracts.names import CONTROL_QUEUE, WORKFLOW_OF_MODE
-from whimbrel.model.naming import workflow_id
+from whimbrel.contracts.migration import DrillInput, MigrationInput
+from whimbrel.contracts.names import CONTROL_QUEUE, DRILL, WORKFLOW_OF_MODE
+from whimbrel.model.naming import drill_id, workflow_id
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import MigrationReport
 
@@ -94,6 +94,18 @@ class Installation:
                 WORKFLOW_OF_MODE[plan.mode],
                 MigrationInput(plan=plan),
                 id=workflow_id(plan.plan, plan.vm),
+                task_queue=CONTROL_QUEUE,
+                result_type=MigrationReport,
+            )
+        )
+
+    def rehearse(self, plan: VmPlan, *, from_copy: bool = False) -> WorkflowHandle[Any, MigrationReport]:
+        """Start a plan's drill as ``whimbrel drill`` does."""
+        return self.run(
+            self.client.start_workflow(
+                DRILL,
+                DrillInput(plan=plan, from_copy=from_copy),
+                id=drill_id(plan.plan, plan.vm),
                 task_queue=CONTROL_QUEUE,
                 result_type=MigrationReport,
             )

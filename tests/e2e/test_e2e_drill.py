@@ -9,11 +9,8 @@ import pytest
 
 from tests.e2e.running import PATIENCE_S, Running
 from tests.e2e.scene import Scene, definition
-from whimbrel.contracts.migration import DrillInput
-from whimbrel.contracts.names import CONTROL_QUEUE, DRILL
-from whimbrel.model.naming import drill_id
 from whimbrel.model.plan import VmPlan
-from whimbrel.model.progress import MigrationReport, Phase
+from whimbrel.model.progress import Phase
 
 pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
 ISOLATED: dict[str, Any] = {"networks": {"*": "drill"}, "timeout_s": 120.0}
@@ -21,16 +18,7 @@ ISOLATED: dict[str, Any] = {"networks": {"*": "drill"}, "timeout_s": 120.0}
 
 def rehearse(scene: Scene, plan: VmPlan, *, from_copy: bool = False) -> Running:
     """Start the drill of a plan."""
-    handle = scene.installation.run(
-        scene.installation.client.start_workflow(
-            DRILL,
-            DrillInput(plan=plan, from_copy=from_copy),
-            id=drill_id(plan.plan, plan.vm),
-            task_queue=CONTROL_QUEUE,
-            result_type=MigrationReport,
-        )
-    )
-    running = Running(scene.installation, plan, handle)
+    running = Running(scene.installation, plan, scene.installation.rehearse(plan, from_copy=from_copy))
     scene.running.append(running)
     return running
 
@@ -120,6 +108,19 @@ def test_a_cutover_does_not_wait_for_a_drill_of_its_copy(scene: Scene) -> None:
     assert "taken back" in report.reason
     assert report.leftovers == ()
     scene.moved(moving, moved)
+
+
+@pytest.mark.slow
+def test_a_drill_that_copies_before_it_boots(scene: Scene) -> None:
+    if not scene.stage.lab.has_network("a"):
+        pytest.skip("this machine can have no bridges, so no isolated network")
+    scene.boot("qcow2", "raw")
+    running = rehearse(scene, scene.plan("incremental", drill={**ISOLATED, "hydrate": True, "data": "copy"}))
+    report = running.report()
+    assert report.outcome == "completed", report.reason
+    assert report.drill is not None
+    assert (report.drill.passed, report.drill.copied, report.drill.compared) == (True, True, True)
+    only_source(scene, running)
 
 
 @pytest.mark.slow

@@ -91,6 +91,14 @@ class NovaSite:
             sort_keys=True,
         )
 
+    def cards(self, guest: str) -> list[tuple[str, str, str]]:
+        """Its network cards: MAC, first address, network."""
+        server = self.server(guest)
+        assert server is not None
+        ports = self.api.network.ports(device_id=server.id)
+        names = {network.id: network.name for network in self.api.network.networks()}
+        return [(port.mac_address, port.fixed_ips[0]["ip_address"], names[port.network_id]) for port in ports]
+
     def volumes(self, guest: str) -> dict[str, Any]:
         """Its volumes by disk key."""
         server = self.server(guest)

@@ -49,7 +49,8 @@ class Scene:
         self.name = f"{name}-{secrets.token_hex(3)}"
         self.running: list[Running] = []
         self.disks = 1
-        self._definition = ""
+        self.defined = ""
+        """What the source was when it had been set up."""
         self._watched = [NovaSite(self.stage.openstack.cloud(one)) for one in self.stage.openstack.names]
         self._before = self._whole_clouds()
         self._shared = shared_files(self.stage)
@@ -85,7 +86,7 @@ class Scene:
         self.wait_records(1, 3)
         if dirty_kib:
             self.source.command(self.name, f"dirty-kib {dirty_kib}")
-        self._definition = self.source.definition(self.name)
+        self.defined = self.source.definition(self.name)
 
     def _boot_in_kvm(self, site: KvmSite, data_mib: int) -> None:
         """The OpenStack lab's guest, which boots by itself, on a qcow2 disk of a KVM cloud."""
@@ -194,7 +195,7 @@ class Scene:
     def _same_bytes(self, directory: Path, target: dict[str, Path], boot: int) -> None:
         assert self.source.exists(self.name)
         assert not self.source.running(self.name)
-        assert self.source.definition(self.name) == self._definition
+        assert self.source.definition(self.name) == self.defined
         source = self.source.flatten(self.name, directory)
         assert source.keys() == target.keys()
         for disk, flat in target.items():
@@ -214,7 +215,7 @@ class Scene:
         assert report.leftovers == ()
         assert not self.target.exists(self.name)
         assert self.source.running(self.name)
-        assert not same or self.source.definition(self.name) == self._definition
+        assert not same or self.source.definition(self.name) == self.defined
         found = self.writing(boots)
         kept = [*(one for one in found[:-1] if one.number < boots), found[-1]]
         assert [one.number for one in kept] == list(range(1, boots + 1))

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.precheck.case import Case, case_found, case_ok, case_unknown
 from tests.precheck.healthy import MIB, NOW, facts
-from whimbrel.model.plan import StreamPolicy
+from whimbrel.model.plan import DrillPolicy, StreamPolicy
 
 STREAMS: dict[str, Any] = {
     "plan__mode": "streaming",
@@ -37,7 +37,16 @@ STREAMING: tuple[Case, ...] = (
     case_ok("stream.capable", _streams(), "protect: none"),
     case_ok("stream.capable", facts(**DRILL), "serves disks"),
     case_found("stream.capable", _streams(target__capabilities__serve_disks=False), "kvm-b", "mode incremental"),
-    case_found("stream.capable", facts(**{**DRILL, "target__capabilities__serve_disks": False}), "kvm-b"),
+    case_ok("stream.capable", facts(**{**DRILL, "target__capabilities__serve_disks": False}), "copies all data"),
+    case_ok("stream.capable", facts(**{**DRILL, "plan__drill": DrillPolicy(data="copy")}), "copies all data"),
+    case_found(
+        "stream.capable",
+        facts(**{**DRILL, "target__capabilities__serve_disks": False, "plan__drill": DrillPolicy(data="stream")}),
+        "kvm-b",
+        "drill.data: auto",
+    ),
+    case_ok("stream.bandwidth", facts(**{**DRILL, "plan__drill": DrillPolicy(data="copy")}), "then the drill boots"),
+    case_ok("stream.latency", facts(**{**DRILL, "plan__drill": DrillPolicy(data="copy")}), "nothing is streamed"),
     case_found(
         "stream.capable",
         _streams(source__capabilities__shadows=False, plan__stream=StreamPolicy(protect="mirror")),

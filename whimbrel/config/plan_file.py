@@ -117,6 +117,9 @@ class DrillSection(YamlModel):
     """Source network: isolated target network; ``*`` stands for all others."""
     name_suffix: Text | None = None
     """Added to the target's name. Default -drill."""
+    data: Literal["auto", "stream", "copy"] | None = None
+    """``stream`` boots it before its data is there; ``copy`` copies all of it first; ``auto`` copies only where the
+    target cannot run a VM on served disks. Default auto."""
     checks: tuple[HealthCheck, ...] | None = None
     """Tests besides the health checks."""
     hydrate: bool | None = None

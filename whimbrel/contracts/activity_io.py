@@ -288,6 +288,8 @@ class PrecheckAnswer(Frozen):
     """The findings."""
 
     result: PrecheckResult
+    copies_drill: bool = False
+    """A drill of this plan copies all data before it boots."""
 
 
 class ReadBackInput(Frozen):

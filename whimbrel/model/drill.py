@@ -31,6 +31,8 @@ class DrillRecord(Frozen):
     figures: StreamFigures | None = None
     from_copy: bool = False
     """Read from what a running migration had copied, not from the source."""
+    copied: bool = False
+    """All data was copied before the boot; nothing was streamed."""
     hydrated: bool = False
     compared: bool = False
 

@@ -157,6 +157,8 @@ class DrillPolicy(Frozen):
     networks: dict[str, str] = Field(default_factory=dict)
     """Source network -> isolated network at the target; ``*`` stands for all others."""
     name_suffix: str = "-drill"
+    data: Literal["auto", "stream", "copy"] = "auto"
+    """How the drilled VM gets its data; ``auto`` copies only where the target cannot run a VM on served disks."""
     checks: tuple[HealthCheck, ...] = ()
     """The plan's own tests, besides its health checks."""
     hydrate: bool = False

@@ -21,20 +21,31 @@ SLOW_MISS_S = 0.010
 SLOW_LINK_BYTES_PER_S = 10e6
 
 
+def copies_drill(facts: PrecheckFacts) -> bool:
+    """Whether this is a drill that copies all data before it boots. Raises FactMissing."""
+    if not facts.drill or facts.plan.drill.data == "stream":
+        return False
+    return facts.plan.drill.data == "copy" or not target_can(facts).serve_disks
+
+
 def streams(facts: PrecheckFacts) -> bool:
-    """Whether a streaming server will feed the target."""
-    return facts.drill or facts.plan.mode == "streaming"
+    """Whether a streaming server will feed the target. Raises FactMissing."""
+    if facts.drill:
+        return not copies_drill(facts)
+    return facts.plan.mode == "streaming"
 
 
 @rule("stream.capable", "both clouds can stream", Severity.BLOCK)
 def capable(facts: PrecheckFacts) -> Answer:
     """The target can run a VM on served disks and switch it to its own; the source keeps shadows if that is planned."""
+    if copies_drill(facts):
+        return ok("the drill copies all data before it boots")
     if not streams(facts):
         return ok("nothing is streamed")
     if not target_can(facts).serve_disks:
         return found(
             f"{facts.plan.target} ({target_can(facts).kind}) cannot run a VM on served disks",
-            "use mode incremental",
+            "set drill.data: auto, so that the data is copied" if facts.drill else "use mode incremental",
         )
     protect = "none" if facts.drill else facts.plan.stream.protect
     if target_can(facts).imports:
@@ -96,11 +107,13 @@ def latency(facts: PrecheckFacts) -> Answer:
 
 @rule("stream.bandwidth", "the rest arrives in reasonable time", Severity.WARN, stages=START)
 def bandwidth(facts: PrecheckFacts) -> Answer:
-    """How long the target depends on the source: all data at the measured rate."""
-    if not streams(facts):
+    """How long the target depends on the source, and how long a drill copies: all data at the measured rate."""
+    if not (copied := copies_drill(facts)) and not streams(facts):
         return ok("nothing is streamed")
     link, total = link_bytes_per_s(facts), data_bytes(the_vm(facts))
     text = f"{bytes_text(total)} at {rate_text(link)} take about {duration_text(total / link)}"
+    if copied:
+        return ok(f"{text}, then the drill boots")
     if link < SLOW_LINK_BYTES_PER_S:
         return found(
             f"{text}; so long the target depends on the source and on the path",
