@@ -260,6 +260,7 @@ def test_the_next_drill_takes_the_place_of_one_that_died(orchestrator: Orchestra
         assert report.outcome == "completed", report.reason
         await _thawed(orchestrator, migrated)
         assert left.endswith(f"{(await drill.status()).migration}") is False
+        orchestrator.assert_moved(await _cut_over(migrated), before)
 
     run(story())
 
