@@ -136,6 +136,7 @@ class ConfiguredClouds:
         return OpenStackCloud(
             name,
             clouds_yaml_name=entry.clouds_yaml_name,
+            admin_clouds_yaml_name=entry.admin_clouds_yaml_name,
             images=RbdImages(conf=entry.ceph.conf, user=entry.ceph.user) if entry.ceph is not None else None,
             pools=entry.ceph.pools if entry.ceph is not None else None,
             config_file=Path(entry.clouds_yaml) if entry.clouds_yaml is not None else None,

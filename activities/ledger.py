@@ -31,6 +31,25 @@ def _fenced(cloud: Cloud, wanted: ReadBackInput) -> list[str]:
     return [entry.name for entry in wanted.entries if entry.kind == "fence" and fenced]
 
 
+def _found(cloud: Cloud, ref: str | None, wanted: ReadBackInput) -> set[tuple[str, str, str]]:
+    """Cloud, kind and name of everything of the migration that is there."""
+    name = cloud.name
+    found = {(name, "volume", volume) for volume in cloud.volumes.owned(wanted.migration)}
+    found |= {(name, "vm", vm) for vm in cloud.compute.owned(wanted.migration)}
+    if cloud.handover is not None:
+        found |= {(name, "release", vm) for vm in cloud.handover.released(wanted.migration)}
+    if any(entry.kind == "fence" and entry.cloud == name for entry in wanted.entries):
+        found |= {(name, "fence", vm) for vm in _fenced(cloud, wanted)}
+    if name == wanted.source and wanted.vm is not None:
+        shadows = {(name, "shadow", overlay) for overlay in cloud.shadows.owned(wanted.vm, wanted.migration)}
+        # A driver may know the overlays as volumes too.
+        found -= {(name, "volume", overlay) for _, _, overlay in shadows}
+        found |= shadows
+    if wanted.points:
+        found |= {(name, "point", point) for point in _points(cloud, ref, wanted.migration)}
+    return found
+
+
 class LedgerActivities:
     """Reading objects back."""
 
@@ -43,19 +62,8 @@ class LedgerActivities:
         found: set[tuple[str, str, str]] = set()
         for name, ref in ((wanted.source, wanted.source_ref), (wanted.target, wanted.target_ref)):
             cloud = self._clouds.get(name)
-            found |= {(name, "volume", volume) for volume in cloud.volumes.owned(wanted.migration)}
-            found |= {(name, "vm", vm) for vm in cloud.compute.owned(wanted.migration)}
-            if cloud.handover is not None:
-                found |= {(name, "release", vm) for vm in cloud.handover.released(wanted.migration)}
-            if any(entry.kind == "fence" and entry.cloud == name for entry in wanted.entries):
-                found |= {(name, "fence", vm) for vm in _fenced(cloud, wanted)}
-            if name == wanted.source and wanted.vm is not None:
-                shadows = {(name, "shadow", overlay) for overlay in cloud.shadows.owned(wanted.vm, wanted.migration)}
-                # A driver may know the overlays as volumes too.
-                found -= {(name, "volume", overlay) for _, _, overlay in shadows}
-                found |= shadows
-            if wanted.points:
-                found |= {(name, "point", point) for point in _points(cloud, ref, wanted.migration)}
+            with cloud.one_look():
+                found |= _found(cloud, ref, wanted)
         now = datetime.now(UTC)
         # The ledger names the session that serves the overlays.
         there = found | {(cloud, kind, shadow_key(wanted.migration)) for cloud, kind, _ in found if kind == "shadow"}

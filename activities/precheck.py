@@ -51,26 +51,9 @@ class PrecheckActivities:
         """Gather once, judge by every rule of the stage."""
         plan = wanted.plan
         source, target = self._clouds.get(plan.source), self._clouds.get(plan.target)
-        target_facts: TargetFacts = target.target_facts()
-        try:
-            source_facts: SourceFacts = source.source_facts(plan.vm)
-        except NotFound:
-            source_facts = SourceFacts(cloud=plan.source)
-        except Conflict as error:
-            source_facts = SourceFacts(cloud=plan.source, same_name=(plan.vm, str(error)))
+        with source.one_look(), target.one_look():
+            source_facts, target_facts, handover = self._facts(wanted, source, target)
         both = source_facts.reachable and target_facts.reachable
-        handover = HandoverFacts()
-        if plan.mode == "dual-attach" and both and wanted.stage != "cutover":
-            # At the cutover the steps themselves look, one by one, and much more closely.
-            handover = handover_facts(
-                plan,
-                source,
-                target,
-                source_facts.vm,
-                migration=wanted.migration,
-                probe=wanted.probe,
-                patient=activity.info().attempt < PROBE_ATTEMPTS,
-            )
         if wanted.probe and plan.mode != "dual-attach" and both:
             path = probe_path(
                 plan,
@@ -108,8 +91,9 @@ class PrecheckActivities:
         fit, companions = FitFacts(), None
         if both and source_facts.vm is not None:
             patient = activity.info().attempt < PROBE_ATTEMPTS
-            fit = fit_facts(plan, target, source_facts.vm, wanted, patient=patient)
-            companions = companions_of(plan, source)
+            with source.one_look(), target.one_look():
+                fit = fit_facts(plan, target, source_facts.vm, wanted, patient=patient)
+                companions = companions_of(plan, source)
         judged = PrecheckFacts(
             plan=plan,
             source=source_facts,
@@ -126,6 +110,31 @@ class PrecheckActivities:
             # A target whose abilities are not known is blocked by the rules.
             copies_drill=judged.target.capabilities is not None and copies_drill(judged),
         )
+
+    @staticmethod
+    def _facts(wanted: PrecheckRequest, source: Cloud, target: Cloud) -> tuple[SourceFacts, TargetFacts, HandoverFacts]:
+        plan = wanted.plan
+        target_facts: TargetFacts = target.target_facts()
+        try:
+            source_facts: SourceFacts = source.source_facts(plan.vm)
+        except NotFound:
+            source_facts = SourceFacts(cloud=plan.source)
+        except Conflict as error:
+            source_facts = SourceFacts(cloud=plan.source, same_name=(plan.vm, str(error)))
+        handover = HandoverFacts()
+        both = source_facts.reachable and target_facts.reachable
+        if plan.mode == "dual-attach" and both and wanted.stage != "cutover":
+            # At the cutover the steps themselves look, one by one, and much more closely.
+            handover = handover_facts(
+                plan,
+                source,
+                target,
+                source_facts.vm,
+                migration=wanted.migration,
+                probe=wanted.probe,
+                patient=activity.info().attempt < PROBE_ATTEMPTS,
+            )
+        return source_facts, target_facts, handover
 
 
 def fit_facts(plan: VmPlan, target: Cloud, vm: VmSpec, wanted: PrecheckRequest, *, patient: bool) -> FitFacts:

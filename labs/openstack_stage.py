@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from labs.kvm import KvmLab
 from labs.kvm.accel import virt_type
@@ -13,23 +13,37 @@ from labs.openstack.processes import pid_of
 from labs.stage import CLOUD_NAMES, Stage
 from whimbrel.runtime.devserver import DevServer, free_port
 
-ACCOUNTS = {"": "-member", "-admin": "-tenant-admin", "-mover": "-member"}
-"""End of a cloud's name in plans -> end of its entry in the lab's clouds.yaml."""
+ACCOUNTS = {"": "-member", "-admin": "-tenant-admin", "-mover": "-member", "-pair": "-member"}
+"""End of a cloud's name in plans -> end of its entry in the lab's clouds.yaml; a pair has the admin's beside it."""
 ELSEWHERE = "elsewhere"
 """Ceph user of workers that reach the shared pool only: bytes of all others go through mover servers."""
 
 
-def name_in_plans(cloud: str, *, admin: bool = False, mover: bool = False) -> str:
+def name_in_plans(cloud: str, *, admin: bool = False, mover: bool = False, pair: bool = False) -> str:
     """What plans call a cloud: ``os-a`` as the tenant's member, ``os-a-admin`` as an admin in its project.
 
-    ``os-a-mover`` is the member again, whose worker has no key to the cloud's own pool.
+    ``os-a-mover`` is the member again, whose worker has no key to the cloud's own pool; ``os-a-pair`` the member with
+    an entry of the admin's own project for what only an admin may.
     """
-    return f"os-{cloud}{'-mover' if mover else '-admin' if admin else ''}"
+    return f"os-{cloud}{'-mover' if mover else '-admin' if admin else '-pair' if pair else ''}"
 
 
 def key_elsewhere(lab: OpenStackLab) -> Path:
     """The ceph.conf of that Ceph user."""
     return ceph.ensure_key(lab.layout, ELSEWHERE, [ceph.SHARED_POOL], lab.layout.root / ELSEWHERE)
+
+
+class NoKvm:
+    """In place of the KVM lab where it is not needed."""
+
+    def up(self, clouds: tuple[str, ...]) -> None:
+        """Nothing to bring up."""
+
+    def down(self) -> None:
+        """Nothing to take down."""
+
+    def start_libvirtd(self, cloud: str) -> None:
+        """Nothing to start."""
 
 
 @dataclass
@@ -39,11 +53,11 @@ class OpenStackStage(Stage):
     openstack: OpenStackLab = field(kw_only=True)
 
     @classmethod
-    def on(cls, directory: Path, openstack: OpenStackLab, kvm: KvmLab) -> OpenStackStage:
-        """A stage under ``directory``."""
+    def on(cls, directory: Path, openstack: OpenStackLab, kvm: KvmLab | None) -> OpenStackStage:
+        """A stage under ``directory``; without ``kvm`` it has the OpenStack clouds alone."""
         directory.mkdir(parents=True, exist_ok=True)
         server = DevServer(directory / "temporal", free_port(), free_port())
-        return cls(directory=directory, lab=kvm, server=server, openstack=openstack)
+        return cls(directory=directory, lab=kvm or cast(KvmLab, NoKvm()), server=server, openstack=openstack)
 
     @property
     def consoles(self) -> Path:
@@ -53,8 +67,8 @@ class OpenStackStage(Stage):
     def clouds(self) -> dict[str, dict[str, Any]]:
         """All of both labs."""
         self.consoles.mkdir(exist_ok=True)
-        entries = super().clouds()
-        for name in CLOUD_NAMES.values():
+        entries = {} if isinstance(self.lab, NoKvm) else super().clouds()
+        for name in CLOUD_NAMES.values() if entries else ():
             # the guest's own way of running, which the lab has tried out on this machine
             entries[name] |= {"console_dir": str(self.consoles), "virt_type": virt_type()}
         for cloud in self.openstack.names:
@@ -63,6 +77,7 @@ class OpenStackStage(Stage):
                 entries[f"os-{cloud}{ending}"] = {
                     "kind": "openstack",
                     "clouds_yaml_name": cloud + account,
+                    **({"admin_clouds_yaml_name": cloud} if ending == "-pair" else {}),
                     "clouds_yaml": str(self.openstack.clouds_yaml),
                     "ceph": {
                         "conf": str(handle.ceph_conf),

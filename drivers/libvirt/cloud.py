@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 
 from drivers.libvirt.compute import LibvirtCompute
 from drivers.libvirt.connection import Connection
@@ -102,6 +103,10 @@ class LibvirtCloud:
     def open_volume(self, endpoint: LibvirtVolumeEndpoint) -> StreamDevice:
         """The volume behind an endpoint of a point that is read through streams. Raises NotFound, Conflict."""
         return StreamDevice(self._connection, endpoint)
+
+    def one_look(self) -> AbstractContextManager[None]:
+        """Every question looks for itself."""
+        return nullcontext()
 
     def close(self) -> None:
         """Give the connection up."""

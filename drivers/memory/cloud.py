@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 from drivers.memory.calls import CallLog, port_call
 from drivers.memory.compute import MemoryCompute
 from drivers.memory.facts import source_facts, target_facts
@@ -73,6 +75,10 @@ class MemoryCloud:
     def fit(self, vm: VmSpec) -> FitFacts:
         """Nothing to ask: VMs are not placed."""
         return FitFacts()
+
+    def one_look(self) -> AbstractContextManager[None]:
+        """Every question looks for itself."""
+        return nullcontext()
 
     def close(self) -> None:
         """Nothing to give up: sessions and points outlive the object, as they would outlive a worker."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import time
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from openstack import exceptions as sdk
 
@@ -22,6 +24,19 @@ NEEDED: tuple[tuple[str, str, tuple[int, int], str], ...] = (
 """Service, its name, the oldest version of its API that is enough, and what came with it."""
 READING = {"reader", "auditor"}
 """Roles that can look and not act."""
+KNOWN_FOR_S = 60.0
+"""What a token may do is asked this seldom: it costs Keystone as much as all other questions of a precheck."""
+
+
+class _Known(NamedTuple):
+    key: str
+    at: float
+    token: dict[str, Any]
+    ahead: timedelta | None
+    """Of our own clock."""
+
+
+_KNOWN: WeakKeyDictionary[Connection, _Known] = WeakKeyDictionary()
 
 
 def read(connection: Connection, backing: Backing) -> tuple[AccessFacts, datetime | None]:
@@ -51,6 +66,18 @@ def is_admin(connection: Connection) -> bool:
 
 
 def _token(connection: Connection) -> tuple[dict[str, Any], datetime | None]:
+    """What Keystone says about the token, and its clock; asked again after ``KNOWN_FOR_S`` or for another token."""
+    with connection.using("asking about the credentials") as conn:
+        key = conn.auth_token
+    known = _KNOWN.get(connection)
+    if known is None or known.key != key or time.monotonic() - known.at > KNOWN_FOR_S:
+        token, clock = _ask_about_token(connection)
+        ahead = clock - datetime.now(UTC) if clock is not None else None
+        known = _KNOWN[connection] = _Known(key, time.monotonic(), token, ahead)
+    return known.token, datetime.now(UTC) + known.ahead if known.ahead is not None else None
+
+
+def _ask_about_token(connection: Connection) -> tuple[dict[str, Any], datetime | None]:
     with connection.using("asking about the credentials") as conn:
         answer = conn.identity.get("/auth/tokens", headers={"X-Subject-Token": conn.auth_token})
         if answer.status_code == HTTPStatus.NOT_FOUND:

@@ -29,7 +29,7 @@ class Announcements:
             raise InvalidPlan(f"{vm.name} has no disk to boot from")
         if any(disk.served is not None for disk in vm.disks):
             raise Unsupported(f"{vm.name}: Nova cannot run a server on a disk that is served over NBD")
-        seen = inventory.read(self._connection, flavors=True)
+        seen = inventory.read(self._connection)
         ref = vm.disks[0].volume.location
         self._check(seen, vm, ref)
         ports = []
@@ -68,13 +68,16 @@ class Announcements:
         with self._connection.using(f"handing {plan.name} over") as conn:
             self._write(conn, plan.model_copy(update={"migration": None}))
 
-    def forget(self, seen: Inventory, plan: AnnouncedVm) -> None:
-        """Remove the marks; the volumes stay as they are."""
-        with self._connection.using(f"removing what announced {plan.name}") as conn:
-            for disk in reversed(plan.disks):  # the plan's own volume comes last
-                volume = seen.volumes.get(disk.volume)
-                if volume is None:
-                    continue
+    def forget(self, seen: Inventory, ref: str) -> None:
+        """Remove the marks, also the rest of those that an attempt which died has left; the volumes stay as they are.
+
+        One call removes one mark, so nothing here asks for a whole plan.
+        """
+        marked = [volume for volume in seen.volumes.values() if (volume.metadata or {}).get(VM) == ref]
+        own = seen.volumes.get(ref)
+        with self._connection.using(f"removing what announced VM {ref}") as conn:
+            for volume in [other for other in marked if other.id != ref] + ([own] if own is not None else []):
+                # the plan's own volume comes last
                 gone = [key for key in volume.metadata or {} if key == VM or key.startswith(marks.PLAN)]
                 if gone:
                     conn.block_storage.delete_volume_metadata(volume.id, keys=gone)

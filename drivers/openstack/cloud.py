@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from drivers.openstack import fit
@@ -25,7 +26,7 @@ from whimbrel.ports.handover import HandoverPort
 
 
 class OpenStackCloud:
-    """What one entry of clouds.yaml sees.
+    """What one entry of clouds.yaml sees; a second one, an administrator's, does what only such a one may.
 
     ``images`` and ``pools`` (volume type -> Ceph pool) are the way to the bytes; ``mover`` is it for other types.
     """
@@ -35,6 +36,7 @@ class OpenStackCloud:
         name: str,
         *,
         clouds_yaml_name: str,
+        admin_clouds_yaml_name: str | None = None,
         images: Images | None = None,
         pools: Mapping[str, str] | None = None,
         config_file: Path | None = None,
@@ -46,18 +48,23 @@ class OpenStackCloud:
         self.name = name
         pace = Pace(at_once=max_concurrent_calls, per_s=calls_per_s)
         self._connection = Connection(clouds_yaml_name, config_file=config_file, region=region, pace=pace)
+        self._admin = (
+            Connection(admin_clouds_yaml_name, config_file=config_file, region=region, pace=pace)
+            if admin_clouds_yaml_name is not None
+            else None
+        )
         movers = Movers(self._connection, mover) if mover is not None else None
         self._backing = Backing(images, pools or {}, movers)
         self._networks = OpenStackNetworks(self._connection)
         self.networks = self._networks
-        self.compute = OpenStackCompute(self._connection, self._backing, self._networks)
+        self.compute = OpenStackCompute(self._connection, self._backing, self._networks, self._admin)
         self.volumes = OpenStackVolumes(self._connection, self._backing)
         self.points = OpenStackPoints(self._connection, self._backing)
         self.guest = OpenStackGuest(self._connection)
         self.imports = None
         self.serving = NoServing()
         self.shadows = NoShadows()
-        self.handover: HandoverPort | None = OpenStackHandover(self._connection, self._backing)
+        self.handover: HandoverPort | None = OpenStackHandover(self._connection, self._backing, self._admin)
 
     def capabilities(self) -> Capabilities:
         """What can be done here. Raises Unavailable, AuthFailed."""
@@ -75,6 +82,12 @@ class OpenStackCloud:
         """What placement and Neutron say about a VM that is to come here."""
         return fit.read(self._connection, vm)
 
+    def one_look(self) -> AbstractContextManager[None]:
+        """Inside, what the project has is listed once for all questions of this thread."""
+        return self._connection.one_look()
+
     def close(self) -> None:
-        """Give the connection up."""
+        """Give the connections up."""
         self._connection.close()
+        if self._admin is not None:
+            self._admin.close()

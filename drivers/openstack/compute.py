@@ -19,6 +19,7 @@ from drivers.openstack.inventory import AnnouncedVm, Inventory
 from drivers.openstack.locking import Locks
 from drivers.openstack.managing import ADOPTED
 from drivers.openstack.networks import OpenStackNetworks
+from drivers.openstack.servers import Servers
 from drivers.openstack.volumes import WRITER
 from whimbrel.errors import Conflict, NotFound, Unsupported
 from whimbrel.model.vm import Power, TargetVm, VmSpec
@@ -29,22 +30,25 @@ FLAVOR_MICROVERSION = "2.47"
 class OpenStackCompute:
     """``ComputePort`` over one connection."""
 
-    def __init__(self, connection: Connection, backing: Backing, networks: OpenStackNetworks) -> None:
+    def __init__(
+        self, connection: Connection, backing: Backing, networks: OpenStackNetworks, admin: Connection | None = None
+    ) -> None:
         self._connection = connection
         self._backing = backing
         self._networks = networks
         self._announcements = Announcements(connection, networks)
-        self._locks = Locks(connection)
+        self._locks = Locks(admin or connection)
+        self._servers = Servers(connection)
 
     def inventory(self) -> Sequence[VmSpec]:
         """All VMs of the project."""
-        seen = inventory.read(self._connection, flavors=True)
+        seen = inventory.read(self._connection)
         sizes = self._backing.sizes(list(seen.volumes.values()))
         return [vms.spec(seen, ref, self._backing, sizes) for ref in seen.refs()]
 
     def inspect(self, vm: str) -> VmSpec:
         """One VM. Raises NotFound, Conflict."""
-        return vms.spec(inventory.read(self._connection, flavors=True), vm, self._backing)
+        return vms.spec(inventory.read(self._connection), vm, self._backing)
 
     def power(self, ref: str) -> Power:
         """The power state now. Raises NotFound."""
@@ -116,6 +120,7 @@ class OpenStackCompute:
         if vms.owner(server, plan) != migration:
             name = server.name if server is not None else ref
             raise Conflict(f"VM {name} was not made by migration {migration}", vm=ref)
+        mine = {port.id: port for _, port in seen.ports_of(server, plan)}
         if server is not None:
             with self._connection.using(f"deleting server {server.name}") as conn:
                 if server.task_state != "deleting":
@@ -124,18 +129,16 @@ class OpenStackCompute:
                     lambda: True if conn.compute.find_server(server.id, ignore_missing=True) is None else None,
                     f"server {server.name} is being deleted",
                 )
-        mine = {port.id: port for _, port in seen.ports_of(server, plan)}
         for port in mine.values():
             if marks.migration_of(port.name) == migration:
                 self._networks.ensure_port_absent(port.id, migration=migration)
         self._networks.drop_loose([port for port in seen.ports if port.id not in mine], migration)
-        if plan is not None:
-            self._announcements.forget(seen, plan)
+        self._announcements.forget(seen, ref)
 
     def release_tag(self, ref: str, *, migration: str) -> None:
         """Hand the VM over. Raises NotFound."""
         seen = inventory.read(self._connection)
-        _, server, plan = seen.find(ref)
+        ref, server, plan = seen.find(ref)
         if vms.owner(server, plan) != migration:
             return
         self._keep_adopted(seen, server, plan)
@@ -143,8 +146,7 @@ class OpenStackCompute:
             assert plan is not None
             self._announcements.hand_over(plan)
             return
-        if plan is not None:
-            self._announcements.forget(seen, plan)
+        self._announcements.forget(seen, ref)
         with self._connection.using(f"handing {server.name} over") as conn:
             conn.compute.delete_server_metadata(server.id, keys=[marks.MIGRATION])
 
@@ -188,13 +190,7 @@ class OpenStackCompute:
 
     def _server(self, ref: str) -> Any | None:
         """The server now; None for a VM that is announced only. Raises NotFound."""
-        with self._connection.using(f"looking for VM {ref}") as conn:
-            try:
-                return conn.compute.get_server(ref)
-            except Exception as error:
-                if getattr(error, "status_code", None) != 404:
-                    raise
-        return inventory.read(self._connection).find(ref)[1]
+        return self._servers.get(ref)
 
     def _wait(self, ref: str, wanted: set[Power], doing: str) -> None:
         def look() -> bool | None:

@@ -18,6 +18,7 @@ from openstack.warnings import OpenStackDeprecationWarning
 
 from drivers.openstack.errors import translate
 from drivers.openstack.pace import Pace, PacedAdapter
+from drivers.openstack.together import Together
 from whimbrel.errors import NotReady
 
 API_TIMEOUT_S = 60
@@ -46,6 +47,28 @@ class Connection:
         self._region = region
         self._lock = threading.Lock()
         self._made: Any = None
+        self._look = threading.local()
+        self.together = Together()
+
+    @contextmanager
+    def one_look(self) -> Iterator[None]:
+        """Inside, this thread looks at each thing once: for questions about one moment, as prechecks ask them."""
+        outer = getattr(self._look, "seen", None)
+        self._look.seen = {} if outer is None else outer
+        try:
+            yield
+        finally:
+            self._look.seen = outer
+
+    def once(self, what: str, look: Callable[[], T]) -> T:
+        """What was seen before in this ``one_look``; outside of one a new look each time."""
+        seen: dict[str, Any] | None = getattr(self._look, "seen", None)
+        if seen is None:
+            return look()
+        if what not in seen:
+            seen[what] = look()
+        found: T = seen[what]
+        return found
 
     @contextmanager
     def using(self, what: str) -> Iterator[Any]:

@@ -51,7 +51,7 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) 
     try:
         able = capabilities(connection, backing)
         reach, clock = access.read(connection, backing)
-        seen = inventory.read(connection, flavors=True)
+        seen = inventory.read(connection).whole()
         limits = _limits(connection, backing, seen)
     except Unavailable as error:
         return SourceFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
@@ -106,7 +106,7 @@ def target_facts(cloud: str, connection: Connection, backing: Backing, networks:
     try:
         able = capabilities(connection, backing)
         reach, clock = access.read(connection, backing)
-        seen = inventory.read(connection, flavors=True)
+        seen = inventory.read(connection).whole()
         macs = {port.mac_address.lower(): _owner_name(seen, port) for port in seen.ports}
         return TargetFacts(
             cloud=cloud,

@@ -7,7 +7,7 @@ from typing import Any
 
 from openstack import exceptions as sdk
 
-from drivers.openstack import flavors
+from drivers.openstack import flavors, inventory
 from drivers.openstack.connection import Connection
 from whimbrel.errors import InvalidPlan, NotFound, PermissionDenied, Unsupported
 from whimbrel.model.facts import FitFacts
@@ -49,8 +49,7 @@ def read(connection: Connection, vm: VmSpec, size_name: str = "") -> FitFacts:
 
 def _candidates(connection: Connection, vm: VmSpec, size_name: str) -> dict[str, Any]:
     """Provider id -> its summary, for hosts that placement would give the VM's flavor now."""
-    with connection.using("listing flavors") as conn:
-        known = list(conn.compute.flavors())
+    known = inventory.read(connection).flavors.values()
     flavor = flavors.fit(known, vcpus=vm.vcpus, memory_bytes=vm.memory_bytes, name=size_name)
     query = {
         "resources": f"VCPU:{flavor.vcpus},MEMORY_MB:{flavor.ram}",
@@ -87,8 +86,8 @@ def _unfit(vm: VmSpec, roots: dict[str, Any]) -> tuple[str, ...]:
 def _taken(connection: Connection, vm: VmSpec) -> dict[str, str]:
     """NIC key -> the port that has its MAC or address; only ports that these credentials see."""
     found: dict[str, str] = {}
+    networks = {network.name: network.id for network in inventory.read(connection).networks.values()}
     with connection.using("looking for ports with the VM's addresses") as conn:
-        networks = {network.name: network.id for network in conn.network.networks()}
         for nic in vm.nics:
             if nic.network not in networks:
                 continue

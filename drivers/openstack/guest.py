@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from drivers.openstack import inventory
 from drivers.openstack.connection import Connection
+from drivers.openstack.servers import Servers
 from whimbrel.errors import NotFound
 from whimbrel.ports.guest import GuestFacts
 
@@ -15,24 +15,25 @@ class OpenStackGuest:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._servers = Servers(connection)
 
     def facts(self, ref: str) -> GuestFacts:
         """Nothing: no agent can be asked."""
-        inventory.read(self._connection).find(ref)
+        self._servers.get(ref)
         return GuestFacts()
 
     def quiesce(self, ref: str) -> bool:
         """False: nobody freezes file systems from outside."""
-        inventory.read(self._connection).find(ref)
+        self._servers.get(ref)
         return False
 
     def thaw(self, ref: str) -> None:
         """Nothing was frozen."""
-        inventory.read(self._connection).find(ref)
+        self._servers.get(ref)
 
     def console_tail(self, ref: str, max_bytes: int = 4096) -> str | None:
         """The end of the console's log; None for a VM that has never been on."""
-        _, server, _ = inventory.read(self._connection).find(ref)
+        server = self._servers.get(ref)
         if server is None:
             return None
         try:

@@ -28,14 +28,17 @@ from whimbrel.model.vm import Power, TargetDisk, VmSpec
 
 
 class OpenStackHandover:
-    """``HandoverPort`` over one connection; a pool is a volume type, a handle is an image's lasting id."""
+    """``HandoverPort`` over one connection, and an administrator's where there is one.
 
-    def __init__(self, connection: Connection, backing: Backing) -> None:
+    A pool is a volume type, a handle is an image's lasting id.
+    """
+
+    def __init__(self, connection: Connection, backing: Backing, admin: Connection | None = None) -> None:
         self._connection = connection
         self._backing = backing
         self._stored = Stored(connection, backing)
-        self._managing = Managing(connection)
-        self._locks = Locks(connection)
+        self._managing = Managing(connection, admin)
+        self._locks = Locks(admin or connection)
 
     # --- one storage
 
@@ -62,7 +65,7 @@ class OpenStackHandover:
 
     def stored(self, vm: VmSpec) -> Sequence[StoredDisk]:
         """Images of the VM's volumes. Raises NotFound; Conflict, Unsupported for disks that cannot change hands."""
-        seen = inventory.read(self._connection, flavors=True)
+        seen = inventory.read(self._connection)
         disks = self._stored.disks(seen, vm.ref)
         self._stored.check_free(vm, [disk for disk in disks if disk.mark is None])
         return self._stored.stored(seen, vm.ref, disks)
@@ -70,6 +73,7 @@ class OpenStackHandover:
     def look(self, disks: Sequence[StoredDisk], pools: Mapping[str, str]) -> Sequence[TargetDisk]:
         """The images in the mapped pools. Raises NotFound, Conflict."""
         seen = inventory.read(self._connection)
+        self._managing.check_room([disk.image.size_bytes for disk in disks])
         return [self._stored.look(seen, disk, pools) for disk in disks]
 
     def openers(
@@ -101,7 +105,7 @@ class OpenStackHandover:
     def release(self, vm: VmSpec, *, migration: str, turn: int) -> Sequence[StoredDisk]:
         """Mark volumes and images, then take the images' names. Raises Conflict, NotFound, Unsupported."""
         with alone("openstack", self._connection.cloud, "handover", vm.ref):
-            seen = inventory.read(self._connection, flavors=True)
+            seen = inventory.read(self._connection)
             _, server, _ = seen.find(vm.ref)
             disks = self._stored.disks(seen, vm.ref)
             self._refuse_if_taken(vm, [disk.mark for disk in disks], migration, turn)
@@ -161,7 +165,7 @@ class OpenStackHandover:
     def reclaim(self, vm: VmSpec, *, migration: str, turn: int) -> VmSpec:
         """Give the images their names back. Raises Conflict, NotFound."""
         with alone("openstack", self._connection.cloud, "handover", vm.ref):
-            seen = inventory.read(self._connection, flavors=True)
+            seen = inventory.read(self._connection)
             seen.find(vm.ref)
             disks = self._stored.disks(seen, vm.ref)
             self._refuse_if_taken(vm, [disk.mark for disk in disks], migration, turn)
@@ -175,7 +179,7 @@ class OpenStackHandover:
                     )
             for disk in taken:
                 self._give_back(disk.pool, disk.volume, disk.image.id)
-            return vms.spec(inventory.read(self._connection, flavors=True), vm.ref, self._backing)
+            return vms.spec(inventory.read(self._connection), vm.ref, self._backing)
 
     def _give_back(self, pool: str, volume: Any, image: str) -> None:
         shared = self._backing.images.shared
@@ -312,7 +316,7 @@ class OpenStackHandover:
         self, seen: Inventory, disk: StoredDisk, pools: Mapping[str, str], image: SharedImage, kept: Deposit
     ) -> str:
         """The volume of the image, asked for if there is none. Raises Conflict."""
-        mine = adopted_of(seen, image.id)
+        mine = self._adopted_of(seen, image.id)
         named = volume_named(image.name)
         for volume in mine:
             if volume.id == named or (volume.status == "managing" and image.name == kept.held_name):
@@ -329,6 +333,12 @@ class OpenStackHandover:
         return self._managing.manage(
             kind, image.name, mark, name=kept.name, description=kept.description, bootable=kept.bootable
         )
+
+    def _adopted_of(self, seen: Inventory, image: str) -> list[Any]:
+        """In the tenant's project, and on the way to it."""
+        known = adopted_of(seen.volumes.values(), image)
+        ids = {volume.id for volume in known}
+        return known + [volume for volume in adopted_of(self._managing.on_their_way(), image) if volume.id not in ids]
 
     def _remove_others(self, volumes: Sequence[Any]) -> None:
         """Records of attempts that failed, to which no image belongs."""
@@ -359,7 +369,7 @@ class OpenStackHandover:
         """The name comes first: a request to manage that waits in a queue somewhere finds nothing after that."""
         mine = [
             volume
-            for volume in adopted_of(seen, image.id)
+            for volume in self._adopted_of(seen, image.id)
             if (mark := adopted(volume)) is not None and mark.migration == migration
         ]
         self._refuse_unless_free(mine, image)

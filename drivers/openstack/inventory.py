@@ -7,7 +7,9 @@ Its ref is the id of that volume from the first moment on.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import Any
 
 from pydantic import Field
@@ -44,18 +46,69 @@ class AnnouncedVm(Frozen):
     availability_zone: str | None = None
 
 
-@dataclass
 class Inventory:
-    """One look at the project."""
+    """One look at the project. Each kind of thing is asked for when it is first needed, and then known."""
 
-    servers: dict[str, Any] = field(default_factory=dict)
-    movers: dict[str, Any] = field(default_factory=dict)
-    """Our own servers: no VMs of the project."""
-    volumes: dict[str, Any] = field(default_factory=dict)
-    ports: list[Any] = field(default_factory=list)
-    networks: dict[str, Any] = field(default_factory=dict)
-    flavors: dict[str, Any] = field(default_factory=dict)
-    announced: dict[str, AnnouncedVm] = field(default_factory=dict)
+    def __init__(self, connection: Connection | None = None) -> None:
+        self._connection = connection
+
+    @cached_property
+    def servers(self) -> dict[str, Any]:
+        """By id, without our own."""
+        return {key: server for key, server in self._all_servers.items() if marks.MOVER not in server.metadata}
+
+    @cached_property
+    def movers(self) -> dict[str, Any]:
+        """Our own servers: no VMs of the project."""
+        return {key: server for key, server in self._all_servers.items() if marks.MOVER in server.metadata}
+
+    @cached_property
+    def _all_servers(self) -> dict[str, Any]:
+        found = self._ask("servers", lambda conn: conn.compute.servers())
+        return {server.id: server for server in found if server.status not in GONE}
+
+    @cached_property
+    def volumes(self) -> dict[str, Any]:
+        """By id."""
+        return {volume.id: volume for volume in self._ask("volumes", lambda conn: conn.block_storage.volumes())}
+
+    @cached_property
+    def ports(self) -> list[Any]:
+        """The project's own."""
+        return list(self._ask("ports", lambda conn: conn.network.ports(project_id=conn.current_project_id)))
+
+    @cached_property
+    def networks(self) -> dict[str, Any]:
+        """By id, also those of others."""
+        return {network.id: network for network in self._ask("networks", lambda conn: conn.network.networks())}
+
+    @cached_property
+    def flavors(self) -> dict[str, Any]:
+        """By id."""
+        return {flavor.id: flavor for flavor in self._ask("flavors", lambda conn: conn.compute.flavors())}
+
+    @cached_property
+    def announced(self) -> dict[str, AnnouncedVm]:
+        """VMs that are announced, by ref."""
+        return {plan.ref: plan for plan in map(announced, self.volumes.values()) if plan is not None}
+
+    def whole(self) -> Inventory:
+        """All of it known now: nothing that is looked up later can fail."""
+        for _ in (self.servers, self.volumes, self.ports, self.networks, self.flavors):
+            pass
+        return self
+
+    def _ask(self, what: str, lists: Callable[[Any], Iterable[Any]]) -> tuple[Any, ...]:
+        """One answer for all threads that ask at the same moment."""
+        connection = self._connection
+        if connection is None:
+            return ()
+
+        def look() -> tuple[Any, ...]:
+            with connection.using(f"listing the project's {what}") as conn:
+                return tuple(lists(conn))
+
+        return connection.together.look(what, look)
 
     def server_of(self, ref: str) -> Any | None:
         """The server with this id, or the one that an announced VM has become."""
@@ -111,23 +164,22 @@ class Inventory:
         return ref, self.server_of(ref), self.announced.get(ref)
 
 
-def read(connection: Connection, *, flavors: bool = False) -> Inventory:
-    """Look at everything. Raises Unavailable, AuthFailed, PermissionDenied, Throttled."""
-    with connection.using("listing what the project has") as conn:
-        servers = {server.id: server for server in conn.compute.servers() if server.status not in GONE}
-        found = Inventory(
-            servers={ref: server for ref, server in servers.items() if marks.MOVER not in server.metadata},
-            movers={ref: server for ref, server in servers.items() if marks.MOVER in server.metadata},
-            volumes={volume.id: volume for volume in conn.block_storage.volumes()},
-            ports=list(conn.network.ports(project_id=conn.current_project_id)),
-            networks={network.id: network for network in conn.network.networks()},
-            flavors={flavor.id: flavor for flavor in conn.compute.flavors()} if flavors else {},
-        )
-    found.announced = {plan.ref: plan for plan in map(announced, found.volumes.values()) if plan is not None}
-    return found
+def read(connection: Connection) -> Inventory:
+    """Look at the project; within ``Connection.one_look`` the same look again.
+
+    Its attributes raise Unavailable, AuthFailed, PermissionDenied, Throttled.
+    """
+    return connection.once("inventory", lambda: Inventory(connection))
 
 
 def announced(volume: Any) -> AnnouncedVm | None:
-    """The VM that is announced on this volume."""
+    """The VM that is announced on this volume.
+
+    A shorter plan may still have the end of the longer one behind it, and of one that is being removed a part is left:
+    whoever was at it has died. The first is the plan, the second none.
+    """
     text = marks.joined(marks.PLAN, volume.metadata or {})
-    return AnnouncedVm.model_validate_json(text) if text else None
+    try:
+        return AnnouncedVm.model_validate(json.JSONDecoder().raw_decode(text)[0])
+    except ValueError:
+        return None

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,6 +13,7 @@ from openstack import exceptions as sdk
 
 from drivers.openstack.connection import Connection, settled
 from drivers.openstack.errors import volume_failed
+from drivers.openstack.transfer import OFFERED, Transfers
 from whimbrel.errors import Conflict, NotFound, NotReady, Unsupported
 from whimbrel.model.endpoint import Frozen
 
@@ -41,14 +43,26 @@ def adopted(volume: Any) -> Adopted | None:
 
 
 class Managing:
-    """Over one connection, whose project the volumes come into."""
+    """Over an administrator's connection; the volumes come into the tenant's project, by transfer if need be."""
 
-    def __init__(self, connection: Connection, *, stuck_s: float = STUCK_S) -> None:
-        self._connection = connection
+    def __init__(self, tenant: Connection, admin: Connection | None = None, *, stuck_s: float = STUCK_S) -> None:
+        self._connection = admin or tenant
+        self._transfers = Transfers(tenant, self._connection)
         self._stuck_s = stuck_s
+
+    def on_their_way(self) -> list[Any]:
+        """Volumes that were managed and did not reach the tenant's project yet."""
+        return [volume for volume in self._transfers.waiting() if adopted(volume) is not None]
+
+    def check_room(self, sizes_bytes: Sequence[int]) -> None:
+        """Raises QuotaExceeded when the administrator's project cannot take volumes of these sizes for a moment."""
+        self._transfers.check_room(sizes_bytes)
 
     def host(self, kind: str) -> str:
         """Cinder's name for the backend of a volume type. Raises NotFound, PermissionDenied, Unsupported."""
+        return self._connection.once(f"backend of {kind}", lambda: self._host(kind))
+
+    def _host(self, kind: str) -> str:
         with self._connection.using(f"looking for the backend of volume type {kind}") as conn:
             types = {found.name: found for found in conn.block_storage.types()}
             if kind not in types:
@@ -103,16 +117,18 @@ class Managing:
         return str(made.id)
 
     def managed(self, volume: str) -> Any:
-        """The volume once it is one. Raises NotReady; Conflict or QuotaExceeded when managing failed."""
+        """The volume once it is one, and the tenant's. Raises NotReady; Conflict, QuotaExceeded when it failed."""
 
         def look() -> Any | None:
             with self._connection.using("looking at a volume that is being managed") as conn:
                 found = conn.block_storage.get_volume(volume)
             if found.status.startswith("error"):
                 raise volume_failed(found, self._why(volume))
-            return found if found.status in {"available", "in-use", "reserved"} else None
+            return found if found.status in {"available", "in-use", "reserved", OFFERED} else None
 
-        return settled(look, f"volume {volume} is being managed")
+        found = settled(look, f"volume {volume} is being managed")
+        self._transfers.hand_over(found)
+        return found
 
     def unmanage(self, volume: str, *, patient: bool = True) -> None:
         """Remove the record; one that is not there is fine. One that is half made, or half removed, is waited for.
@@ -141,6 +157,9 @@ class Managing:
     def _unmanage(self, conn: Any, found: Any) -> bool:
         """Ask for it; False while the record's service is at it."""
         if found.status in {"attaching", "detaching"}:
+            return False
+        self._transfers.withdraw(found)
+        if found.status == OFFERED:
             return False
         if found.status in BUSY:
             if _age_s(found) < self._stuck_s:

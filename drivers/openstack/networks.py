@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from drivers.openstack import access, marks
+from drivers.openstack import access, inventory, marks
 from drivers.openstack.connection import Connection
 from whimbrel.errors import Conflict, NotFound
 from whimbrel.model.facts import NetworkFacts
@@ -34,7 +34,7 @@ class OpenStackNetworks:
                     fixed=admin or network.project_id == conn.current_project_id,
                     filters=("security group default",) if network.is_port_security_enabled else (),
                 )
-                for network in conn.network.networks()
+                for network in inventory.read(self._connection).networks.values()
             ]
 
     def mac_owners(self, macs: Sequence[str]) -> dict[str, str]:

@@ -50,6 +50,11 @@ def _nova(connection: Connection) -> list[Quota]:
     ]
 
 
+def volume_quotas(connection: Connection) -> list[Quota]:
+    """Cinder's alone."""
+    return _cinder(connection)[0]
+
+
 def _cinder(connection: Connection) -> tuple[list[Quota], int | None]:
     """Quotas, and the largest volume allowed."""
     told = _asked(connection, "block_storage", "/os-quota-sets/{project}", "quota_set", usage="true")

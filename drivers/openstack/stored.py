@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from drivers.openstack import held, inventory, managing, vms
@@ -202,10 +202,6 @@ class Stored:
         return sorted(found | {f"(none, but volume {volume.name or volume.id} is managed)" for volume in loose})
 
 
-def adopted_of(seen: Inventory, image: str) -> list[Any]:
-    """Volumes here that were made of this image, finished or not."""
-    return [
-        volume
-        for volume in seen.volumes.values()
-        if (mark := managing.adopted(volume)) is not None and mark.image == image
-    ]
+def adopted_of(volumes: Iterable[Any], image: str) -> list[Any]:
+    """Those that were made of this image, finished or not."""
+    return [volume for volume in volumes if (mark := managing.adopted(volume)) is not None and mark.image == image]

@@ -20,9 +20,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from labs.openstack import LabServer, OpenStackLab, boot
+from labs.openstack_stage import OpenStackStage
 from tests.bench.dual_attach_bench import activities_of
 from tests.contract.openstack_harness import OpenStackHarness
-from tests.e2e_handover.stage import HandoverStage, plan_of
+from tests.e2e_handover.plans import plan_of
 from whimbrel.contracts.migration import MigrationInput
 from whimbrel.contracts.names import CONTROL_QUEUE, DUAL_ATTACH
 from whimbrel.model.naming import workflow_id
@@ -36,7 +37,7 @@ PATIENCE_S = 400.0
 async def measure(lab: OpenStackLab, directory: Path, vms: int, at_once: int) -> float:
     """Boot the guests, hand all over, print where time went; VMs a minute."""
     sides = [OpenStackHarness(lab.cloud(cloud)) for cloud in ("a", "b")]
-    stage = HandoverStage.on(directory, lab)
+    stage = OpenStackStage.on(directory, lab, None)
     client = await stage.up()
     try:
         names = [f"bench-{secrets.token_hex(3)}" for _ in range(vms)]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from drivers.openstack import OpenStackCloud
+from drivers.openstack.connection import Connection
 
 LOOKS = {"GET", "HEAD", "os-getConsoleOutput"}
 CHANGES = {"rename", "mark", "unmark", "write_note", "remove_note"}
@@ -43,21 +44,23 @@ class Calls:
         """Inside the ``with`` all requests of these clouds that change something pass here."""
         undo: list[Callable[[], None]] = []
         for cloud in clouds:
-            undo += [self._http(cloud), *self._storage(cloud)]
+            undo += [self._http(cloud.name, cloud._connection), *self._storage(cloud)]
+            if cloud._admin is not None:
+                undo.append(self._http(f"{cloud.name} as admin", cloud._admin))
         try:
             yield self
         finally:
             for back in undo:
                 back()
 
-    def _http(self, cloud: OpenStackCloud) -> Callable[[], None]:
-        session = cloud._connection._get().session
+    def _http(self, name: str, connection: Connection) -> Callable[[], None]:
+        session = connection._get().session
         ask = session.request
 
         def request(url: str, method: str, **how: Any) -> Any:
             if method in LOOKS or url.rstrip("/").endswith("/tokens") or _action(how) in LOOKS:
                 return ask(url, method, **how)
-            what = f"{cloud.name} {method} {url.partition('?')[0].rpartition('/v')[2]} {_action(how)}"
+            what = f"{name} {method} {url.partition('?')[0].rpartition('/v')[2]} {_action(how)}"
             return self.around(what, lambda: ask(url, method, **how))
 
         session.request = request

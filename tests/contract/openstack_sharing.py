@@ -19,11 +19,41 @@ LINGER_S = 2.0
 
 
 class _Side(OpenStackHarness):
-    """A cloud whose VMs have their volumes in the shared pool."""
+    """A cloud whose VMs have their volumes in the shared pool.
 
-    def __init__(self, lab: CloudHandle) -> None:
+    With ``apart`` the tenant's entry is a plain member's, and the administrator's has a project of its own.
+    """
+
+    def __init__(self, lab: CloudHandle, *, apart: bool = False) -> None:
+        self._apart = apart
+        self._admin: Any = None
+        if apart:
+            self.account = "-member"
+            self._admin = lab.connect()
         super().__init__(lab)
         self.pool = lab.shared_type
+
+    def _ids(self) -> set[str]:
+        """What is in the administrator's project, and on its way out of it, too."""
+        if self._admin is None:
+            return super()._ids()
+        api = self._admin.block_storage
+        passing = [*api.volumes(), *api.transfers()]
+        return super()._ids() | {f"of the admin: {thing.id}" for thing in passing}
+
+    def records(self) -> list[Any]:
+        """All volumes that the account, or its administrator, has."""
+        apis = [self.conn, self._admin] if self._admin is not None else [self.conn]
+        return [volume for api in apis for volume in api.block_storage.volumes()]
+
+    def end(self) -> None:
+        if self._admin is not None:
+            for volume in list(self._admin.block_storage.volumes()):
+                if f"of the admin: {volume.id}" not in self._before:
+                    self._admin.block_storage.unmanage_volume(volume.id)
+            self._admin.close()
+            self._admin = None
+        super().end()
 
     def _image(self, volume: str) -> str:
         return f"{self.lab.shared_pool}/volume-{volume}"
@@ -34,6 +64,7 @@ class _Side(OpenStackHarness):
         made = OpenStackCloud(
             lab.name,
             clouds_yaml_name=self._entry,
+            admin_clouds_yaml_name=lab.name if self._apart else None,
             config_file=lab.clouds_yaml,
             images=RbdImages(conf=str(lab.ceph_conf), user=lab.ceph_user),
             pools={lab.shared_type: lab.shared_pool, "apart": lab.pool},
@@ -48,8 +79,8 @@ class OpenStackSharing:
 
     apart = "apart"
 
-    def __init__(self, lab: OpenStackLab) -> None:
-        self.a, self.b = _Side(lab.cloud("a")), _Side(lab.cloud("b"))
+    def __init__(self, lab: OpenStackLab, *, admin_apart: bool = False) -> None:
+        self.a, self.b = (_Side(lab.cloud(name), apart=admin_apart) for name in ("a", "b"))
         self.pool, self.network = self.a.pool, self.a.network
         self.source, self.target = self.a.cloud, self.b.cloud
         self._images = set(self.a.rbd("ls", "shared").split())

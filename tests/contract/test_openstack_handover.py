@@ -22,3 +22,14 @@ class TestOpenStackHandover(HandoverContract):
         made = OpenStackSharing(openstack_clouds)
         yield made
         made.end()
+
+
+class TestOpenStackHandoverByTransfer(TestOpenStackHandover):
+    """The same as a plain member, with an administrator's entry of another project beside it."""
+
+    @pytest.fixture
+    def sharing(self, openstack_clouds: OpenStackLab) -> Iterator[SharingHarness]:
+        made = OpenStackSharing(openstack_clouds, admin_apart=True)
+        yield made
+        assert [one for one in (*made.a._ids(), *made.b._ids()) if one.startswith("of the admin")] == []
+        made.end()

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from labs.openstack import OpenStackLab
+from labs.openstack_stage import OpenStackStage
 from tests.e2e.installation import Installation
 from tests.e2e_handover.scene import Scene
-from tests.e2e_handover.stage import HandoverStage
 
 
 @pytest.fixture(scope="session")
 def installation(openstack_clouds: OpenStackLab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     """Temporal dev server and a worker process on the lab."""
-    made = Installation(HandoverStage.on(tmp_path_factory.mktemp("stage"), openstack_clouds))
+    made = Installation(OpenStackStage.on(tmp_path_factory.mktemp("stage"), openstack_clouds, None))
     try:
         yield made
     finally:

@@ -23,7 +23,7 @@ from labs.openstack.server import records_on
 from tests.contract.openstack_harness import OpenStackHarness
 from tests.e2e.installation import Installation
 from tests.e2e.running import Running
-from tests.e2e_handover.stage import plan_of
+from tests.e2e_handover.plans import plan_of
 from whimbrel.model.progress import MigrationReport
 
 BALLAST_AT, BALLAST_BYTES = 512 << 20, 96 << 20
@@ -103,6 +103,28 @@ class Scene:
                     return
             assert time.monotonic() < deadline, f"no {count} records of boot {boot} in cloud {cloud}"
             time.sleep(0.3)
+
+    def wait_later_boot(self, cloud: str, after: int, *, timeout_s: float = 240) -> int:
+        """Wait for two records of a boot later than ``after``; its number."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            with suppress(FileNotFoundError, AssertionError):
+                boots = [record.boot for record in self.console(cloud) if record.boot > after]
+                if len(boots) > 1:
+                    return boots[-1]
+            assert time.monotonic() < deadline, f"no boot after {after} in cloud {cloud}"
+            time.sleep(0.3)
+
+    def wait_released(self, *, timeout_s: float) -> None:
+        """Wait until the image has lost its name."""
+        deadline = time.monotonic() + timeout_s
+        while self.shared.get("shared", self.image).name == f"volume-{self.server.volume_id}":
+            assert time.monotonic() < deadline, "the disks were not released"
+            time.sleep(0.2)
+
+    def boots(self) -> int:
+        """How often the guest has booted, by its image."""
+        return records_on(self.lab.cloud("a"), "shared", self.shared.get("shared", self.image).name).boots
 
     def described(self) -> str:
         """All of the source that a rollback must give back."""

@@ -7,7 +7,10 @@ import time
 
 import pytest
 
+from labs.openstack_stage import name_in_plans
 from tests.e2e.test_e2e_dual_attach import seen_pending
+from tests.e2e_handover.by_hand import Running as RunsWatch
+from tests.e2e_handover.by_hand import Starting
 from tests.e2e_handover.scene import Scene
 from whimbrel.model.progress import Phase
 
@@ -19,12 +22,15 @@ ACTS = [
     "precheck.run", "handover.look", "compute.request_stop", "compute.wait_off", "handover.release", "handover.adopt",
     "handover.define", "compute.start", "health.check", "handover.verify",
 ]  # fmt: skip
+PAIRS = {"source": name_in_plans("a", pair=True), "target": name_in_plans("b", pair=True)}
+"""Plain members, and an administrator's entry of another project beside each."""
 
 
-def test_disks_change_hands(scene: Scene) -> None:
+@pytest.mark.parametrize("pair", [False, True], ids=["admin-in-the-project", "admin-apart"])
+def test_disks_change_hands(scene: Scene, *, pair: bool) -> None:
     scene.boot()
     before = scene.pool_bytes_written()
-    running = scene.migrate()
+    running = scene.migrate(**(PAIRS if pair else {}))
     running.phase(Phase.CONFIRM, timeout_s=240)
     scene.console("a")
     scene.wait_records("b", 2, 3)
@@ -47,6 +53,46 @@ def test_rollback_after_the_target_has_written(scene: Scene) -> None:
     scene.wait_records("b", 2, 5)
     running.say("rollback", reason="the new site is slow")
     scene.untouched(running.report(timeout_s=180), boots=3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("unlocks", [False, True], ids=["starts", "unlocks-and-starts"])
+@pytest.mark.timeout(900)
+def test_started_by_hand_on_both_sides_all_the_time(scene: Scene, *, unlocks: bool) -> None:
+    """There and back: never two that run on the image, and nothing of what either wrote is lost."""
+    scene.boot()
+    clouds = [scene.lab.cloud(name) for name in ("a", "b")]
+
+    def watchers() -> tuple[str, ...]:
+        return scene.shared.get("shared", scene.image).watchers
+
+    with (
+        RunsWatch(scene.lab, scene.name, watchers) as watch,
+        Starting(clouds[0], scene.name, unlocks=unlocks) as here,
+        Starting(clouds[1], scene.name, unlocks=unlocks) as there,
+    ):
+        running = scene.migrate()
+        ends = {Phase.CONFIRM, Phase.ATTENTION}
+        now = running.until(lambda now: now.phase in ends, "an end", timeout_s=300, held=True)
+        while now.phase is Phase.ATTENTION:  # quicker than the lock: the source kept its disks
+            here.resting.set()
+            running.say("resume")
+            scene.wait_released(timeout_s=240)
+            here.resting.clear()
+            now = running.until(lambda now: now.phase in ends, "an end", timeout_s=300, held=True)
+        moved = scene.wait_later_boot("b", 1)
+        running.say("rollback", reason="enough")
+        report = running.report(timeout_s=300)
+    print(f"{here.tried=} {there.tried=} {watch.looks=}")  # noqa: T201
+    assert watch.doubles == []
+    assert watch.looks > 20
+    assert watch.seen == {"a", "b"}
+    assert here.tried.get("start: refused" if unlocks else "start: locked", 0) > 0
+    assert there.tried
+    assert report.outcome == "rolled_back", report.reason
+    scene.wait_later_boot("a", moved)
+    scene.stop("a")
+    scene.whole(scene.boots())
 
 
 @pytest.mark.slow

@@ -123,6 +123,11 @@ class OpenStackCloud(YamlModel):
     kind: Literal["openstack"]
     clouds_yaml_name: str = Field(min_length=1)
     """Its name in ``clouds.yaml`` (searched where openstacksdk searches, unless ``clouds_yaml`` says where it is)."""
+    admin_clouds_yaml_name: str | None = Field(default=None, min_length=1)
+    """An administrator's entry of the same ``clouds.yaml`` and cloud, for what the first may not: mode dual-attach.
+
+    It manages volumes and locks servers. Its project may be another one: volumes are transferred to the tenant's.
+    """
     clouds_yaml: str | None = None
     """Path of ``clouds.yaml`` on the machine of the worker."""
     region: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from whimbrel.model.facts import FitFacts, SourceFacts, TargetFacts
@@ -87,6 +88,10 @@ class Cloud(Protocol):
 
         Nothing is made. A cloud that does not place VMs answers ``FitFacts()``. Raises Unavailable.
         """
+        ...
+
+    def one_look(self) -> AbstractContextManager[None]:
+        """Inside, this thread's questions may be answered from one look at the cloud; nothing is changed there."""
         ...
 
     def close(self) -> None:

@@ -119,7 +119,7 @@ class Handing:
         """By image id: clouds in which a record of Cinder leads to the image by its name."""
         found: dict[str, list[str]] = {image: [] for image in self.ids.values()}
         for side in (self.sharing.a, self.sharing.b):
-            names = [image_name(volume.id) for volume in side.conn.block_storage.volumes()]
+            names = [image_name(volume.id) for volume in side.records()]
             for image in self.shared.ids("shared", names).values():  # as whoever opens it would find it
                 if image in found:
                     found[image].append(side.lab.name)

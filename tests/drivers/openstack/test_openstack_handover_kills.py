@@ -90,13 +90,65 @@ def die(handing: Handing, death: Death, at: int) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DEATHS)
 def test_killed_after_every_call_of(sharing: OpenStackSharing, name: str) -> None:
+    every_kill(Handing(sharing), name)
+
+
+def every_kill(handing: Handing, name: str) -> None:
     death = DEATHS[name]
-    handing = Handing(sharing)
     seen = count(handing, death)
     assert seen, f"{death.act} changes nothing"
     for at in range(1, len(seen) + 1):
         began = time.monotonic()
         print(f"{name} {at}/{len(seen)} {die(handing, death, at)} {time.monotonic() - began:.1f} s")  # noqa: T201
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["repeated", "given-up"])
+def test_killed_after_every_call_of_an_adoption_by_transfer(openstack_clouds: OpenStackLab, how: str) -> None:
+    """The administrator's entry has a project of its own: a volume may be there, be offered, or have arrived."""
+    sharing = OpenStackSharing(openstack_clouds, admin_apart=True)
+    try:
+        every_kill(Handing(sharing), f"adopt-{how}")
+    finally:
+        sharing.end()
+
+
+@pytest.mark.slow
+def test_killed_after_every_call_of_an_abandonment_by_transfer(openstack_clouds: OpenStackLab) -> None:
+    """Of volumes that have not left the administrator's project: the adoption died before their offer was taken."""
+    sharing = OpenStackSharing(openstack_clouds, admin_apart=True)
+    try:
+        handing = Handing(sharing)
+        at = offered_at(handing)
+        for kill in range(1, 99):
+            handing.begin()
+            go([handing.fence, handing.release])
+            with Calls(at, after=True).watching(*handing.clouds.values()), pytest.raises(Killed):
+                patiently(handing.adopt)
+            with Calls(kill, after=True).watching(*handing.clouds.values()) as calls:
+                try:
+                    patiently(handing.abandon)
+                except Killed:
+                    handing.check()
+            go(handing.back())
+            handing.at_home()
+            print(f"abandon by transfer {kill} {calls.seen[-1]}")  # noqa: T201
+            if len(calls.seen) < kill:
+                break
+        assert kill > 2
+    finally:
+        sharing.end()
+
+
+def offered_at(handing: Handing) -> int:
+    """The call of an adoption by which a volume is offered."""
+    go([handing.fence, handing.release])
+    with Calls().watching(*handing.clouds.values()) as calls:
+        patiently(handing.adopt)
+    go(handing.back())
+    handing.at_home()
+    (at, *_) = [number for number, call in enumerate(calls.seen, 1) if call.endswith("volume-transfers transfer")]
+    return at
 
 
 def test_killed_here_and_there(sharing: OpenStackSharing) -> None:

@@ -157,6 +157,32 @@ def test_an_announced_vm_is_the_same_before_and_after_its_server_is_made() -> No
     assert seen.find(made.id)[0] == seen.find("web")[0] == boot.id
 
 
+def _plan(ports: int, migration: str | None = "0123456789") -> AnnouncedVm:
+    return AnnouncedVm(
+        ref="vol-1",
+        name="web",
+        migration=migration,
+        flavor="1",
+        ports=tuple((f"net{number}", f"port-{number}" * 3) for number in range(ports)),
+        disks=(AnnouncedDisk(key="vda", volume="vol-1", bus="virtio"),),
+    )
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 20), st.integers(0, 20))
+def test_a_plan_whose_writer_died_is_the_new_one_or_none(before: int, after: int, written: int, removed: int) -> None:
+    """All pieces are written in one call, those of a longer plan removed one by one; a removal may stop anywhere."""
+    old = marks.pieces(marks.PLAN, _plan(before).model_dump_json())
+    new = marks.pieces(marks.PLAN, _plan(after, None).model_dump_json())
+    spare = sorted(set(old) - set(new))
+    metadata = {**old, **new}
+    for key in spare[:written]:
+        del metadata[key]
+    assert announced(volume(None, metadata=metadata)) == _plan(after, None)
+    for key in sorted(metadata)[: removed or 1]:
+        del metadata[key]
+    assert announced(volume(None, metadata=metadata)) is None
+
+
 def test_names_that_fit_several_or_none() -> None:
     seen = seen_of(server(), server())
     with pytest.raises(Conflict):
