@@ -3,7 +3,8 @@
 
 Local: everything is at the target already; fio's nbd engine over unix sockets against this server, qemu-nbd (raw) and
 nbdkit (file), files in RAM. Every round runs every server once per case, in random order; figures are medians, ratios
-are of medians. ``mirror`` is this server with each write also flushed in a qcow2 overlay behind a local qemu-nbd.
+are of medians. ``mirror`` is this server with each write also flushed in a qcow2 overlay behind a local qemu-nbd;
+``journal`` has the same shadow, takes a burst of one run, and is drained before the next.
 
 Link: a source behind 50 MB/s (a network namespace with tbf), random reads of missing chunks while the background runs.
 """
@@ -29,16 +30,21 @@ from tests.stream.rawclient import RawClient
 from tests.stream.streams import CHUNK, MIB, Process, config_for, process, until
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.nbd import protocol as p
+from whimbrel.stream.control import ask
 from whimbrel.stream.protect import ProtectConfig
+from whimbrel.stream.protect.config import ProtectMode
 
-CASES = {
+CASES: dict[str, tuple[str, str, int, *tuple[str, ...]]] = {
     "randread 4K qd1": ("randread", "4k", 1),
     "randread 4K qd16": ("randread", "4k", 16),
+    "randwrite 4K qd1": ("randwrite", "4k", 1),
+    "randwrite 4K qd1, flushed": ("randwrite", "4k", 1, "--fsync=1"),
     "randwrite 4K qd16": ("randwrite", "4k", 16),
     "read 1M qd4": ("read", "1m", 4),
     "write 1M qd4": ("write", "1m", 4),
 }
-OURS, MIRROR = "whimbrel", "whimbrel, mirror"
+OURS = "whimbrel"
+PROTECTED: dict[str, ProtectMode] = {"whimbrel, mirror": "mirror", "whimbrel, journal": "journal"}
 NAMESPACE = "wstreambench"
 ADDRESSES = ("10.219.77.1", "10.219.77.2")
 LINK_BYTES_PER_S = 50e6
@@ -57,11 +63,11 @@ def fio_engine() -> bool:
     return told.returncode == 0 and "uri" in told.stdout
 
 
-def fio(socket: Path, pattern: str, block: str, depth: int, seconds: float) -> float:
+def fio(socket: Path, seconds: float, pattern: str, block: str, depth: int, *more: str) -> float:
     """Requests per second."""
     argv = ["fio", "--name=b", "--ioengine=nbd", f"--uri=nbd+unix:///?socket={socket}", f"--rw={pattern}"]
     argv += [f"--bs={block}", f"--iodepth={depth}", "--time_based", f"--runtime={seconds}", "--output-format=json"]
-    argv += ["--randrepeat=0", "--norandommap"]
+    argv += ["--randrepeat=0", "--norandommap", *more]
     told = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60).stdout
     job = json.loads(told[told.index("{") :])["jobs"][0]
     return float(job["write" if "write" in pattern else "read"]["iops"])
@@ -84,27 +90,17 @@ def servers(where: Path, size_bytes: int) -> Iterator[dict[str, Path]]:
     image(where / "source.raw", size_bytes)
     found: dict[str, Path] = {}
     with contextlib.ExitStack() as stack:
-        for name in (OURS, MIRROR):
+        for name in (OURS, *PROTECTED):
             directory = where / name.replace(", ", "-")
             directory.mkdir()
             (directory / "source.raw").hardlink_to(where / "source.raw")
             protect = ProtectConfig()
-            if name == MIRROR:
-                overlay = directory / "shadow.qcow2"
-                run(
-                    "qemu-img",
-                    "create",
-                    "-q",
-                    "-f",
-                    "qcow2",
-                    "-b",
-                    str(where / "source.raw"),
-                    "-F",
-                    "raw",
-                    str(overlay),
-                )
+            if name in PROTECTED:
+                overlay, base = directory / "shadow.qcow2", str(where / "source.raw")
+                run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", str(overlay))
                 socket = stack.enter_context(qemu_nbd(directory, overlay, form="qcow2"))
-                protect = ProtectConfig(mode="mirror", shadow=NbdEndpoint(unix_path=str(socket), writable=True))
+                shadow = NbdEndpoint(unix_path=str(socket), writable=True)
+                protect = ProtectConfig(mode=PROTECTED[name], shadow=shadow)
             server = stack.enter_context(process(directory, config_for(directory, size_bytes, protect=protect)))
             until(partial(_says, server, "complete"), "end of the hydration")
             found[name] = directory / "nbd"
@@ -128,12 +124,13 @@ def local_speed(where: Path, rounds: int, seconds: float, size_bytes: int) -> di
     told: dict[str, dict[str, list[float]]] = {case: {} for case in CASES}
     with servers(where, size_bytes) as sockets:
         for _ in range(rounds):
-            for case, (pattern, block, depth) in CASES.items():
+            for case, what in CASES.items():
                 for name in rng.sample(sorted(sockets), len(sockets)):
-                    if name == MIRROR and "write" not in pattern:
+                    if name in PROTECTED and "write" not in case:
                         continue
-                    rate = fio(sockets[name], pattern, block, depth, seconds)
-                    told[case].setdefault(name, []).append(rate)
+                    told[case].setdefault(name, []).append(fio(sockets[name], seconds, *what))
+                    if name in PROTECTED:
+                        ask(sockets[name].with_name("control"), "drain", timeout_s=50)
     return {case: {name: statistics.median(rates) for name, rates in each.items()} for case, each in told.items()}
 
 
@@ -202,12 +199,12 @@ def sampled(server: Process, socket: Path, seconds: float, size_bytes: int) -> d
 
 def print_local(told: dict[str, dict[str, float]], rounds: int) -> None:
     """A table of requests per second; in brackets, how many times the other server's."""
-    names = [name for name in (OURS, "qemu-nbd", "nbdkit", MIRROR) if name in told["write 1M qd4"]]
+    names = [name for name in (OURS, "qemu-nbd", "nbdkit", *PROTECTED) if name in told["write 1M qd4"]]
     print(f"Local requests/s, medians of {rounds} rounds (in brackets: {OURS} is so many times as fast)")
-    print(f"{'':20}" + "".join(f"{name:>20}" for name in names))
+    print(f"{'':27}" + "".join(f"{name:>20}" for name in names))
     for case, rates in told.items():
         cells = ["-" if name not in rates else f"{rates[name]:.0f} ({rates[OURS] / rates[name]:.2f})" for name in names]
-        print(f"{case:20}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"{case:27}" + "".join(f"{cell:>20}" for cell in cells))
 
 
 def main() -> None:

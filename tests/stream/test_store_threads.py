@@ -7,6 +7,7 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,21 @@ class Part(threading.Thread):
             self.content[offset : offset + length] = bytes(length)
         elif what < 0.55:
             self.store.flush()
+        elif what < 0.65:
+            self.trim(offset, length)
         self.local(self.store.missing(offset, length))
         buffer = memoryview(bytearray(length))
         self.store.read(offset, buffer)
         assert bytes(buffer) == self.content[offset : offset + length], f"part {self.number} at {offset}"
+
+    def trim(self, offset: int, length: int) -> None:
+        """A part of a chunk: zeros where the chunk is local, and left alone where it is missing."""
+        self.store.trim(offset, length)
+        self.local(self.store.missing(offset, length))
+        found = bytearray(length)
+        self.store.read(offset, memoryview(found))
+        assert found in (self.content[offset : offset + length], bytes(length))
+        self.content[offset : offset + length] = found
 
     def local(self, chunks: list[int]) -> None:
         come = threading.Event()
@@ -93,7 +105,7 @@ class Part(threading.Thread):
 
 
 class Whole(threading.Thread):
-    """Overwrites whole chunks of its own, which the background fetches at the same time."""
+    """Changes whole chunks of its own, which the background fetches at the same time."""
 
     def __init__(self, store: Store, content: bytearray, chunks: list[int]) -> None:
         super().__init__(daemon=True)
@@ -103,9 +115,15 @@ class Whole(threading.Thread):
     def run(self) -> None:
         try:
             for chunk in self.chunks:
-                data = bytes([chunk + 1]) * CHUNK
+                kind = ("write", "zero", "trim")[chunk % 3]
+                data = bytes([chunk + 1 if kind == "write" else 0]) * CHUNK
                 assert not self.store.needs(chunk * CHUNK, CHUNK)
-                self.store.write(chunk * CHUNK, memoryview(data))
+                if kind == "write":
+                    self.store.write(chunk * CHUNK, memoryview(data))
+                elif kind == "zero":
+                    self.store.zero(chunk * CHUNK, CHUNK)
+                else:
+                    self.store.trim(chunk * CHUNK, CHUNK)
                 self.content[chunk * CHUNK : (chunk + 1) * CHUNK] = data
                 buffer = memoryview(bytearray(CHUNK))
                 self.store.read(chunk * CHUNK, buffer)
@@ -150,8 +168,41 @@ def test_parts_of_shared_chunks(store: Store, disk: MemoryDisk, background: bool
     assert view == content
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_background_that_is_turned_all_the_time(store: Store, disk: MemoryDisk, seed: int) -> None:
+    """Bandwidth, window and pause change at any moment: nobody gets wrong bytes, and nobody waits for ever."""
+    content, rng = bytearray(disk.read(0, SIZE)), random.Random(seed)
+    fetcher = Fetcher(store, Source(lambda: MemoryDevice(disk, writable=False), SIZE), Sweeping(store.map))
+    parts = [Part(number + 10 * seed, store, content) for number in range(LANES_OF_CHUNK)]
+    for number, part in enumerate(parts):
+        part.number = number
+    fetcher.start()
+    for part in parts:
+        part.start()
+    while any(part.is_alive() for part in parts):
+        rng.choice(
+            (
+                lambda: fetcher.set_bandwidth(rng.choice((None, 1e5, 1e6, 1e8))),
+                lambda: fetcher.window.fix(rng.choice((None, CHUNK, 4 * CHUNK))),
+                lambda: fetcher.pause(rng.random() < 0.5),
+            )
+        )()
+        time.sleep(rng.uniform(0, 0.005))
+    finished(parts)
+    fetcher.pause(False)
+    fetcher.set_bandwidth(None)
+    deadline = time.monotonic() + 90
+    while store.map.missing_chunks:
+        assert time.monotonic() < deadline, "the background does not go on"
+        time.sleep(0.01)
+    fetcher.stop()
+    view = memoryview(bytearray(SIZE))
+    store.read(0, view)
+    assert view == content
+
+
 @pytest.mark.parametrize("seed", range(10))
-def test_whole_writes_against_a_hydration(store: Store, disk: MemoryDisk, seed: int) -> None:
+def test_whole_changes_against_a_hydration(store: Store, disk: MemoryDisk, seed: int) -> None:
     content = bytearray(disk.read(0, SIZE))
     fetcher = Fetcher(store, Source(lambda: MemoryDevice(disk, writable=False), SIZE), Sweeping(store.map))
     mine = random.Random(seed).sample(range(CHUNKS - 1), 6)
@@ -180,7 +231,10 @@ def test_a_whole_write_does_not_wait_for_the_source(store: Store) -> None:
     assert view == b"\1" * CHUNK + b"\2" * CHUNK
 
 
-def test_a_whole_write_waits_for_data_that_is_landing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["write", "zero", "trim"])
+def test_a_whole_change_waits_for_data_that_is_landing(
+    store: Store, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
     landing, go_on = threading.Event(), threading.Event()
     write = store.target.write_from
 
@@ -194,7 +248,12 @@ def test_a_whole_write_waits_for_data_that_is_landing(store: Store, monkeypatch:
     claim = store.claim(0, 1)
     assert claim is not None
     fetch = threading.Thread(target=store.land, args=(claim, memoryview(b"\2" * CHUNK)))
-    guest = threading.Thread(target=store.write, args=(0, memoryview(b"\1" * CHUNK)))
+    changes = {
+        "write": partial(store.write, 0, memoryview(b"\1" * CHUNK)),
+        "zero": partial(store.zero, 0, CHUNK),
+        "trim": partial(store.trim, 0, CHUNK),
+    }
+    guest = threading.Thread(target=changes[kind])
     fetch.start()
     assert landing.wait(90)
     guest.start()
@@ -205,7 +264,7 @@ def test_a_whole_write_waits_for_data_that_is_landing(store: Store, monkeypatch:
         thread.join(90)
     view = memoryview(bytearray(CHUNK))
     store.read(0, view)
-    assert bytes(view) == b"\1" * CHUNK
+    assert bytes(view) == (b"\1" if kind == "write" else b"\0") * CHUNK
 
 
 def test_a_write_in_the_middle_of_a_sync_is_left_for_the_next(store: Store, tmp_path: Path) -> None:
