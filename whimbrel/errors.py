@@ -85,12 +85,16 @@ class Unavailable(WhimbrelError):
 
 
 class NotReady(WhimbrelError):
-    """Benign: the awaited state has not come yet."""
+    """Benign: the awaited state has not come yet; it may be asked again in ``retry_after_s``, if that is known."""
 
     category = "not_ready"
     retryable = True
     audience = "platform"
     default_action = "wait"
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, **kwargs: object) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message, **kwargs)  # type: ignore[arg-type]
 
 
 class AuthFailed(WhimbrelError):

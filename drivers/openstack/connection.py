@@ -25,6 +25,8 @@ API_TIMEOUT_S = 60
 CONNECT_RETRIES = 0
 """Temporal tries again, visibly; a call that tries by itself only hides that."""
 POLL_S = 0.25
+ASK_AGAIN_S = 2.0
+"""After a wait that was given up: the backoff between attempts would add to an outage what nothing is waiting for."""
 T = TypeVar("T")
 
 # The SDK warns about itself at every call; what is deprecated is found when its version is raised.
@@ -114,5 +116,5 @@ def settled(look: Callable[[], T | None], waiting: str, *, patience_s: float = 4
         if found is not None:
             return found
         if time.monotonic() >= deadline:
-            raise NotReady(waiting)
+            raise NotReady(waiting, retry_after_s=ASK_AGAIN_S)
         time.sleep(POLL_S)

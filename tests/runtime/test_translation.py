@@ -46,6 +46,10 @@ def test_every_error_of_the_taxonomy(kind: type[WhimbrelError]) -> None:
     assert (read.code, read.action) == (kind.__name__, error.action)
 
 
+def test_a_cloud_that_says_when_to_look_again_is_asked_then() -> None:
+    assert to_failure(NotReady("it starts", retry_after_s=2.0)).next_retry_delay == timedelta(seconds=2)
+
+
 @pytest.mark.parametrize(
     "text",
     [

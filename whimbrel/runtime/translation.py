@@ -22,6 +22,7 @@ def _category(error: WhimbrelError) -> ApplicationErrorCategory:
 
 def to_failure(error: WhimbrelError) -> ApplicationError:
     """The Temporal failure that stands for ``error``: its code as type, retryability, pause, and redacted details."""
+    pause_s = error.retry_after_s if isinstance(error, Throttled | NotReady) else None
     details = FailureDetails(
         code=error.code,
         category=error.category,
@@ -34,7 +35,7 @@ def to_failure(error: WhimbrelError) -> ApplicationError:
         details.model_dump(),
         type=error.code,
         non_retryable=not error.retryable,
-        next_retry_delay=timedelta(seconds=error.retry_after_s) if isinstance(error, Throttled) else None,
+        next_retry_delay=timedelta(seconds=pause_s) if pause_s is not None else None,
         category=ApplicationErrorCategory.BENIGN
         if isinstance(error, NotReady)
         else ApplicationErrorCategory.UNSPECIFIED,

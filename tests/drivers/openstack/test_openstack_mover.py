@@ -12,8 +12,9 @@ from openstack.block_storage.v3.volume import Volume
 from openstack.test import fakes
 
 from drivers.openstack import marks
+from drivers.openstack.connection import ASK_AGAIN_S, settled
 from drivers.openstack.mover import MoverSettings, ServedVolume, certificate_on, endpoint, user_data
-from whimbrel.errors import AuthFailed, GuestUnbootable
+from whimbrel.errors import AuthFailed, GuestUnbootable, NotReady
 
 CERTIFICATE = ["-----BEGIN CERTIFICATE-----", "MIIBqDCC", "Aw==", "-----END CERTIFICATE-----"]
 READY = [*(f"WHIMBREL-MOVER CERT {line}" for line in CERTIFICATE), "WHIMBREL-MOVER READY disks=1 port=10809"]
@@ -85,3 +86,10 @@ def test_a_volume_is_as_long_as_we_made_it_until_it_grows(size_bytes: int, grown
     volume = fakes.generate_fake_resource(Volume, size=gib, metadata={marks.SIZE: str(size_bytes)})
     assert marks.size_of(volume) == (gib << 30 if grown else size_bytes)
     assert marks.size_of(fakes.generate_fake_resource(Volume, size=gib, metadata={})) == gib << 30
+
+
+def test_what_is_not_there_yet_is_asked_again_soon() -> None:
+    """In an outage a backoff would be waited for by a guest."""
+    with pytest.raises(NotReady) as caught:
+        settled(lambda: None, "it starts", patience_s=0.0)
+    assert caught.value.retry_after_s == ASK_AGAIN_S <= 2.0
