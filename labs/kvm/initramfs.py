@@ -85,14 +85,14 @@ def static_busybox() -> bytes:
     return busybox
 
 
-def ensure_archive(stem: str, entries: list[tuple[str, int, bytes]]) -> Path:
+def ensure_archive(stem: str, entries: list[tuple[str, int, bytes]], *, level: int = 1) -> Path:
     """Return the compressed archive of these entries, ``<stem>-<hash>.cpio.gz`` in the cache."""
     content = archive(entries)
     target = cache_dir() / f"{stem}-{hashlib.sha256(content).hexdigest()[:16]}.cpio.gz"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(f".{os.getpid()}")
-        partial.write_bytes(gzip.compress(content, compresslevel=1, mtime=0))
+        partial.write_bytes(gzip.compress(content, compresslevel=level, mtime=0))
         partial.replace(target)
     return target
 

@@ -56,7 +56,7 @@ def ensure_image(nic_options: str = "") -> Path:
     ``nic_options`` are parameters of virtio_net, such as ``csum=0``.
     """
     kernel = newest_kernel()
-    boot = BootFiles(kernel, ensure_archive("mover", _contents(modules_of(kernel), nic_options)))
+    boot = BootFiles(kernel, ensure_archive("mover", _contents(modules_of(kernel), nic_options), level=9))
     return ensure_bootable("mover", boot, "console=tty0 console=ttyS0 quiet loglevel=1 panic=10")
 
 
@@ -73,8 +73,9 @@ def _contents(modules: Path, nic_options: str) -> list[tuple[str, int, bytes]]:
             raise LabError(f"{program} is missing; {INSTALL}")
         files[f"usr/bin/{program}"] = Path(where).read_bytes()
         files |= {str(path).lstrip("/"): path.read_bytes() for path in (*_libraries(Path(where)), LOADER)}
+    files["tls/dh-params.pem"] = _group()
     parents = {str(parent) for name in files for parent in Path(name).parents if str(parent) != "."}
-    directories = sorted(parents | {"config", "dev", "proc", "sys", "tls", "tmp"})
+    directories = sorted(parents | {"config", "dev", "proc", "sys", "tmp"})
     runs = ("init", "bin/", "usr/bin/", "lib64/")
     return [(name, 0o040755, b"") for name in directories] + [
         (name, 0o100755 if name.startswith(runs) else 0o100644, content) for name, content in sorted(files.items())
@@ -87,3 +88,11 @@ def _libraries(program: Path) -> list[Path]:
     if done.returncode or "not found" in done.stdout:
         raise LabError(f"ldd {program}: {done.stderr or done.stdout}")
     return [Path(path) for path in re.findall(r"=> (/\S+)", done.stdout)]
+
+
+def _group() -> bytes:
+    """A group of RFC 7919 for Diffie-Hellman; without the file QEMU 7.2 makes one itself, for seconds."""
+    done = subprocess.run(["certtool", "--get-dh-params", "--bits=2048"], capture_output=True, check=False)
+    if done.returncode or b"BEGIN DH PARAMETERS" not in done.stdout:
+        raise LabError(f"certtool --get-dh-params: {done.stderr.decode(errors='replace')}")
+    return done.stdout
