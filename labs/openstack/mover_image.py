@@ -56,7 +56,7 @@ def ensure_image(nic_options: str = "") -> Path:
     ``nic_options`` are parameters of virtio_net, such as ``csum=0``.
     """
     kernel = newest_kernel()
-    boot = BootFiles(kernel, ensure_archive("mover", _contents(modules_of(kernel), nic_options), level=9))
+    boot = BootFiles(kernel, ensure_archive("mover", _contents(modules_of(kernel), nic_options), level=6))
     return ensure_bootable("mover", boot, "console=tty0 console=ttyS0 quiet loglevel=1 panic=10")
 
 
