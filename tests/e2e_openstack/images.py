@@ -50,16 +50,16 @@ def records(flat: Path) -> ImageRecords:
         return parse_disk(file.read((BASE_MIB + RECORDS_MIB) * MIB))
 
 
-def differing_blocks(left: Path, right: Path) -> set[int]:
-    """Numbers of the 4 KiB blocks in which two flat files differ; a hole is zeros."""
-    assert left.stat().st_size == right.stat().st_size
+def differing_blocks(left: Path, right: Path, *, same_length: bool = True) -> set[int]:
+    """Numbers of the 4 KiB blocks in which two flat files differ; zeros are where a hole is, or nothing."""
+    assert not same_length or left.stat().st_size == right.stat().st_size
     wanted = {number for path in (left, right) for number in _data_chunks(path)}
     found: set[int] = set()
     with left.open("rb") as one, right.open("rb") as other:
         for number in sorted(wanted):
             one.seek(number * MIB)
             other.seek(number * MIB)
-            mine, theirs = one.read(MIB), other.read(MIB)
+            mine, theirs = one.read(MIB).ljust(MIB, b"\0"), other.read(MIB).ljust(MIB, b"\0")
             if mine != theirs:
                 found |= {
                     (number * MIB + at) // BLOCK_BYTES

@@ -15,7 +15,7 @@ from tests.e2e_openstack.nova_site import NovaSite
 from tests.e2e_openstack.scene import SceneMaker
 
 pytestmark = [pytest.mark.openstack, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
-ROUNDS = {"outage_budget_s": 900.0, "max_rounds": 3}
+ROUNDS = {"outage_budget_s": 900.0, "max_rounds": 2}
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +39,8 @@ def stage(installation: Installation) -> OpenStackStage:
 def test_to_kvm_through_a_mover(new_scene: SceneMaker, stage: OpenStackStage) -> None:
     """Every round reads the whole volume, and sends only what differs from the round before."""
     scene = new_scene(source=NovaSite(stage.openstack.cloud("a"), mover=True), target=KvmSite(stage, "b"))
-    scene.boot(dirty_kib=128)
+    scene.same_length = False
+    scene.boot(dirty_kib=128, size_mib=192)
     running = scene.migrate(rounds=ROUNDS)
     report = scene.confirm(running, timeout_s=1200)
     scene.moved(running, report)
@@ -50,6 +51,7 @@ def test_to_kvm_through_a_mover(new_scene: SceneMaker, stage: OpenStackStage) ->
 
 def test_from_kvm_through_a_mover(new_scene: SceneMaker, stage: OpenStackStage) -> None:
     scene = new_scene(source=KvmSite(stage, "a"), target=NovaSite(stage.openstack.cloud("a"), mover=True))
+    scene.same_length = False
     scene.boot()
     running = scene.migrate(rounds=ROUNDS)
     report = scene.confirm(running, timeout_s=1200)
