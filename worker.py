@@ -32,6 +32,7 @@ from activities.inventory import InventoryActivities
 from activities.ledger import LedgerActivities
 from activities.point import PointActivities
 from activities.precheck import PrecheckActivities
+from activities.probe_import import ImportProbe
 from activities.serving import ServingActivities
 from activities.shadow import ShadowActivities
 from activities.stream import Launch, Stop, StreamActivities
@@ -76,6 +77,8 @@ WORKFLOWS: Sequence[type[Any]] = (
 )
 HEALTH_EVERY_S = 5.0
 DEFAULT_SERVER_TLS_DIR = "/etc/pki/qemu"
+STREAM_OPENERS = {"rbd": "drivers.ceph:open_rbd"}
+"""What streaming servers load besides, when a source is of that kind."""
 HEARTBEAT_THROTTLE = timedelta(seconds=2)
 """The SDK's default would deliver a cursor up to a minute late."""
 
@@ -130,7 +133,7 @@ class ConfiguredClouds:
                 credential=_secret(entry.credential),
                 server_tls_dir=entry.server_tls_dir or DEFAULT_SERVER_TLS_DIR,
             )
-        from drivers.ceph import RbdImages
+        from drivers.ceph import RbdImages, RbdImports
         from drivers.openstack import MoverSettings, OpenStackCloud
 
         return OpenStackCloud(
@@ -139,6 +142,8 @@ class ConfiguredClouds:
             admin_clouds_yaml_name=entry.admin_clouds_yaml_name,
             images=RbdImages(conf=entry.ceph.conf, user=entry.ceph.user) if entry.ceph is not None else None,
             pools=entry.ceph.pools if entry.ceph is not None else None,
+            live=RbdImports(conf=entry.ceph.conf, user=entry.ceph.user) if entry.ceph is not None else None,
+            gateway_address=entry.gateway_address,
             config_file=Path(entry.clouds_yaml) if entry.clouds_yaml is not None else None,
             region=entry.region,
             max_concurrent_calls=entry.max_concurrent_calls,
@@ -202,9 +207,9 @@ def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
     ]
 
 
-def stop_server(place: Place) -> None:
+def stop_server(place: Place, *, keep_socket: bool = False) -> None:
     """End a streaming server and its supervisor."""
-    stop_process(place.control, config_path=place.config)
+    stop_process(place.control, config_path=place.config, keep_socket=keep_socket)
 
 
 def host_governor(state_dir: Path, limit: float | None) -> Governor:
@@ -229,13 +234,15 @@ def data_activities(
 ) -> list[Callable[..., Any]]:
     """Everything on the queue ``data-<site>``."""
     copy = CopyActivities(state_dir, governor, no_progress_s=no_progress_s, notify=notify)
+    sockets = socket_dir or state_dir / "sockets"
     stream = StreamActivities(
         clouds,
         state_dir,
-        socket_dir or state_dir / "sockets",
+        sockets,
         launch,
         stop,
         governor=governor,
+        openers=STREAM_OPENERS,
         notify=notify,
         notify_stream=notify_stream,
         no_progress_s=no_progress_s,
@@ -243,7 +250,7 @@ def data_activities(
     imports = ImportActivities(
         clouds,
         state_dir,
-        socket_dir or state_dir / "sockets",
+        sockets,
         launch,
         notify=notify,
         no_progress_s=no_progress_s,
@@ -255,7 +262,7 @@ def data_activities(
         copy.copy_disk,
         copy.compare_disk,
         copy.discard,
-        PrecheckActivities(clouds, state_dir).run,
+        PrecheckActivities(clouds, state_dir, ImportProbe(state_dir, sockets, launch, stop)).run,
         stream.serve,
         stream.hydrate,
         stream.figures,

@@ -13,9 +13,10 @@ from temporalio import activity
 
 from activities.drill import last_passed, trace_count
 from activities.probe import probe_path, probe_ports
+from activities.probe_import import ImportProbe
 from activities.sharing import handover_facts
 from whimbrel.contracts.activity_io import PrecheckAnswer, PrecheckRequest
-from whimbrel.errors import Conflict, NotFound
+from whimbrel.errors import Conflict, NotFound, WhimbrelError
 from whimbrel.model.facts import FitFacts, HandoverFacts, PathFacts, SourceFacts, TargetFacts
 from whimbrel.model.finding import PrecheckFacts, PrecheckResult
 from whimbrel.model.plan import CommandCheck, VmPlan
@@ -42,9 +43,10 @@ def tools() -> dict[str, str]:
 class PrecheckActivities:
     """Facts and findings."""
 
-    def __init__(self, clouds: CloudRegistry, state_dir: Path) -> None:
+    def __init__(self, clouds: CloudRegistry, state_dir: Path, importing: ImportProbe | None = None) -> None:
         self._clouds = clouds
         self._state_dir = state_dir
+        self._importing = importing
 
     @activity.defn(name="precheck.run", no_thread_cancel_exception=True)
     def run(self, wanted: PrecheckRequest) -> PrecheckAnswer:
@@ -87,6 +89,8 @@ class PrecheckActivities:
             found |= {"read_bytes_per_s": wanted.link_hint, "write_bytes_per_s": wanted.link_hint}
         if path.dirty_bytes_per_s is None and wanted.dirty_hint is not None:
             found["dirty_bytes_per_s"] = wanted.dirty_hint
+        if wanted.probe and both and plan.mode == "streaming" and not wanted.drill:
+            found |= self._import_facts(plan, target, source_facts.vm, wanted.migration)
         path = path.model_copy(update=found)
         fit, companions = FitFacts(), None
         if both and source_facts.vm is not None:
@@ -135,6 +139,25 @@ class PrecheckActivities:
                 patient=activity.info().attempt < PROBE_ATTEMPTS,
             )
         return source_facts, target_facts, handover
+
+    def _import_facts(self, plan: VmPlan, target: Cloud, vm: VmSpec | None, migration: str) -> dict[str, object]:
+        """Whether volumes can be imported here; nothing where the target's volumes are written by servers."""
+        imports = target.imports
+        pools = {plan.pool_for(disk.pool) for disk in vm.disks} if vm is not None else set()
+        named = sorted(pool for pool in pools if pool is not None)
+        if imports is None or not named:
+            return {}
+        blockers = tuple(imports.blockers(named))
+        if blockers or self._importing is None:
+            return {"import_blockers": blockers}
+        patient = activity.info().attempt < PROBE_ATTEMPTS
+        try:
+            self._importing.run(target, imports, named[0], migration, patient=patient)
+        except WhimbrelError as error:
+            if error.retryable and patient:
+                raise
+            return {"import_tried": False, "import_why_not": error.message}
+        return {"import_tried": True}
 
 
 def fit_facts(plan: VmPlan, target: Cloud, vm: VmSpec, wanted: PrecheckRequest, *, patient: bool) -> FitFacts:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 from temporalio import activity
 
@@ -26,7 +27,7 @@ from whimbrel.contracts.stream_io import (
 )
 from whimbrel.dataplane import Governor, Priority, disown, open_device
 from whimbrel.errors import Unavailable, Unsupported
-from whimbrel.model.endpoint import FileEndpoint, MemoryEndpoint, NbdEndpoint
+from whimbrel.model.endpoint import Endpoint, FileEndpoint, MemoryEndpoint, NbdEndpoint, RbdEndpoint
 from whimbrel.model.extent import Extent
 from whimbrel.model.progress import VerifyRecord
 from whimbrel.ports.cloud import CloudRegistry
@@ -47,8 +48,14 @@ SOCKET_MODE = 0o666
 
 Launch = Callable[[Path], None]
 """Starts the server of a configuration file, or adopts the one that runs; returns when it answers."""
-Stop = Callable[[Place], None]
-"""Ends a server in order, and whoever would start it again; one that is not there is fine."""
+
+
+class Stop(Protocol):
+    """Ends a server in order, and whoever would start it again; one that is not there is fine."""
+
+    def __call__(self, place: Place, *, keep_socket: bool = False) -> None:
+        """With ``keep_socket`` readers over HTTP wait for the next server; otherwise they are refused."""
+        ...
 
 
 class StreamActivities:
@@ -63,6 +70,7 @@ class StreamActivities:
         stop: Stop,
         *,
         governor: Governor,
+        openers: Mapping[str, str] | None = None,
         notify: Notify | None = None,
         notify_stream: NotifyStream | None = None,
         no_progress_s: float = 600.0,
@@ -73,6 +81,7 @@ class StreamActivities:
         self._launch = launch
         self._stop = stop
         self._governor = governor
+        self._openers = dict(openers or {})
         self._notify = notify
         self._notify_stream = notify_stream
         self._no_progress_s = no_progress_s
@@ -96,7 +105,7 @@ class StreamActivities:
     def _config(self, wanted: ServeInput, disk: DiskStream, place: Place) -> StreamConfig:
         key, policy = disk.disk.spec.key, wanted.policy
         source = disk.source.endpoint
-        if not isinstance(source, (NbdEndpoint, FileEndpoint, MemoryEndpoint)):
+        if not self._reads(source):
             raise Unsupported(
                 f"disk {key} can only be read through {source.kind}, which a stream cannot use",
                 action="use mode incremental or cold for this VM",
@@ -116,7 +125,7 @@ class StreamActivities:
             }
         else:
             path = str(place.cache)
-            reached = {"http": _http(place, cloud.imports.gateway_address)}
+            reached = {"http": http_at(place, cloud.imports.gateway_address)}
         limit = self._governor.host_limit_bytes_per_s
         traces: tuple[str, ...] = ()
         if policy.prefetch:
@@ -128,6 +137,7 @@ class StreamActivities:
                 "map_stem": str(place.map_stem),
                 "size_bytes": disk.source.size_bytes,
                 "source": source,
+                "openers": {kind: where for kind, where in self._openers.items() if kind == source.kind},
                 "source_identity": f"{wanted.migration}/{key}/{wanted.epoch}",
                 **reached,
                 "control_path": str(place.control),
@@ -146,6 +156,12 @@ class StreamActivities:
                 "governor_path": str(governor_file(self._state_dir)) if limit else None,
                 "host_limit_bytes_per_s": limit,
             }
+        )
+
+    def _reads(self, source: Endpoint) -> bool:
+        """Whether a server can open it: by itself, or by what a driver lends it."""
+        return isinstance(source, (NbdEndpoint, FileEndpoint, MemoryEndpoint)) or (
+            isinstance(source, RbdEndpoint) and source.kind in self._openers
         )
 
     def _serve(self, place: Place, config: StreamConfig, disk: DiskStream) -> None:
@@ -167,7 +183,8 @@ class StreamActivities:
         protect = before.protect.model_copy(update={"shadow": shadow})
         moved = before.model_copy(update={"source": config.source, "prefetch": config.prefetch, "protect": protect})
         if moved != config:
-            self._stop(place)
+            # Storage that imports must find nobody gone: it would make the refusal an error of its guest.
+            self._stop(place, keep_socket=True)
             return
         try:
             if config.source != before.source:
@@ -323,7 +340,7 @@ def _drained(place: Place) -> bool:
     return False
 
 
-def _http(place: Place, address: str) -> HttpListen:
+def http_at(place: Place, address: str) -> HttpListen:
     """Where the storage reads: the same place for as long as the stream exists, for it stands in the image's header."""
     before = read_config(place.config).http if place.config.exists() else None
     if before is not None:

@@ -84,6 +84,7 @@ class OpenStackStage(Stage):
                         "user": handle.ceph_user,
                         "pools": {handle.volume_type: handle.pool, handle.shared_type: handle.shared_pool},
                     },
+                    "gateway_address": self.openstack.host_address,
                 }
             entries[name_in_plans(cloud, mover=True)] |= {
                 "ceph": {

@@ -23,7 +23,7 @@ from typing import Any
 from drivers.ceph import binding, execution, images
 from drivers.ceph.cluster import connect, open_pool, pool_of
 from drivers.ceph.errors import translated
-from whimbrel.errors import Conflict, NotFound, NotReady, WhimbrelError
+from whimbrel.errors import Conflict, NotFound, NotReady, Unsupported, WhimbrelError
 
 CACHE_POLICY = "conf_rbd_cache_policy"
 """Key of the image's metadata by which its clients set ``rbd_cache_policy``."""
@@ -89,7 +89,8 @@ class RbdImports:
     def prepare(self, pool: str, image: str, url: str, *, size_bytes: int, object_bytes: int) -> None:
         """Put an import from ``url`` in the place of the empty image of this name; done before is fine.
 
-        Raises Conflict (the image holds data, has snapshots or is open; it imports from elsewhere or has another size).
+        Raises Conflict (the image holds data, has snapshots or is open; it imports from elsewhere or has another size),
+        Unsupported (it is mirrored, or has a data pool).
         ``url`` may hold a secret: it is in no message.
         """
         rbd = binding.load().rbd
@@ -241,13 +242,23 @@ def _state(ioctx: Any, pool: str, image: str) -> ImportState:
 
 
 def _remove_empty(ioctx: Any, client: int, pool: str, image: str) -> None:
-    """Remove an image that holds no byte. Raises Conflict for any other: it is somebody's."""
+    """Remove an image that holds no byte. Raises Conflict for any other: it is somebody's.
+
+    Raises Unsupported for one with traits that the import's image would not have.
+    """
     rbd = binding.load().rbd
+    traits = {rbd.RBD_FEATURE_JOURNALING: "a journal (mirroring)", rbd.RBD_FEATURE_DATA_POOL: "a data pool of its own"}
     found: list[object] = []
     with _open(ioctx, pool, image, read_only=True) as opened, translated(f"looking at {pool}/{image}"):
         others = images.watchers(opened, client)
         snapshots = list(opened.list_snaps())
+        has = [name for feature, name in traits.items() if int(opened.features()) & feature]
         opened.diff_iterate(0, opened.size(), None, lambda *piece: found.append(piece))
+    if has:
+        raise Unsupported(
+            f"{pool}/{image} has {' and '.join(has)}, which an import would take away",
+            action="map the disk to a volume type without it, or use mode incremental",
+        )
     if others:
         raise Conflict(f"{pool}/{image} is open by {', '.join(others)}", action="stop what has it open")
     if snapshots or found:

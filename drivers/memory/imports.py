@@ -170,6 +170,15 @@ class MemoryImports:
             volume.disk = Disk(volume.disk.size_bytes, "raw")
 
     @port_call(PORT)
+    def try_out(self, disk: TargetDisk, *, migration: str) -> None:
+        """Fetch the first grain."""
+        with self._state.lock:
+            found = self._volume(disk).disk
+            if not isinstance(found, ImportedDisk):
+                raise NotFound(f"volume {disk.volume.name} is not being imported")
+            found.read(0, min(GRAIN_BYTES, found.size_bytes))
+
+    @port_call(PORT)
     def blockers(self, pools: Sequence[str]) -> Sequence[str]:
         """None."""
         return ()

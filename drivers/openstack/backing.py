@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from drivers.openstack import marks
+from drivers.openstack.importing import importing
 from whimbrel.errors import NotFound, Unsupported, WhimbrelError
 from whimbrel.model.endpoint import Endpoint
 
@@ -268,7 +269,12 @@ class Backing:
         return self._pools[volume.volume_type], image_name(volume.id)
 
     def sizes(self, volumes: Sequence[Any]) -> dict[str, int]:
-        """Real sizes of volumes in bytes by id; of those that cannot be reached what we made, or Cinder's whole GiB."""
-        reached = {volume.id: self.image(volume) for volume in volumes if self.reaches(volume)}
+        """Real sizes of volumes in bytes by id; of those that cannot be reached what we made, or Cinder's whole GiB.
+
+        An image that is imported is not opened: its source may be away, and whoever opens it waits for that.
+        """
+        reached = {
+            volume.id: self.image(volume) for volume in volumes if self.reaches(volume) and importing(volume) is None
+        }
         known = self.images.sizes(list(reached.values())) if reached else {}
         return {volume.id: known.get(reached.get(volume.id, ("", "")), marks.size_of(volume)) for volume in volumes}

@@ -12,23 +12,31 @@ from drivers.openstack.backing import Backing, Images
 from drivers.openstack.compute import OpenStackCompute
 from drivers.openstack.connection import Connection
 from drivers.openstack.facts import capabilities, source_facts, target_facts
+from drivers.openstack.fence import Fence
 from drivers.openstack.guest import OpenStackGuest
 from drivers.openstack.handover import OpenStackHandover
+from drivers.openstack.importing import LiveImages
+from drivers.openstack.imports import OpenStackImports
 from drivers.openstack.mover import MoverSettings
 from drivers.openstack.movers import Movers
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.pace import MAX_CONCURRENT_CALLS, Pace
 from drivers.openstack.points import OpenStackPoints
+from drivers.openstack.serving import OpenStackServing
 from drivers.openstack.volumes import OpenStackVolumes
 from whimbrel.model.facts import FitFacts, SourceFacts, TargetFacts
 from whimbrel.model.vm import Capabilities, VmSpec
 from whimbrel.ports.handover import HandoverPort
+from whimbrel.ports.imports import ImportPort
+from whimbrel.ports.serving import ServingPort
 
 
 class OpenStackCloud:
     """What one entry of clouds.yaml sees; a second one, an administrator's, does what only such a one may.
 
-    ``images`` and ``pools`` (volume type -> Ceph pool) are the way to the bytes; ``mover`` is it for other types.
+    ``images`` and ``pools`` (volume type -> Ceph pool) are the way to the bytes; ``mover`` is it for other types. With
+    ``live`` and ``gateway_address`` (of this mover, as compute hosts and Cinder reach it) volumes can be imported while
+    a server runs on them.
     """
 
     def __init__(
@@ -39,6 +47,8 @@ class OpenStackCloud:
         admin_clouds_yaml_name: str | None = None,
         images: Images | None = None,
         pools: Mapping[str, str] | None = None,
+        live: LiveImages | None = None,
+        gateway_address: str | None = None,
         config_file: Path | None = None,
         region: str | None = None,
         max_concurrent_calls: int = MAX_CONCURRENT_CALLS,
@@ -57,26 +67,33 @@ class OpenStackCloud:
         self._backing = Backing(images, pools or {}, movers)
         self._networks = OpenStackNetworks(self._connection)
         self.networks = self._networks
-        self.compute = OpenStackCompute(self._connection, self._backing, self._networks, self._admin)
+        self.compute = OpenStackCompute(self._connection, self._backing, self._networks, self._admin, live)
         self.volumes = OpenStackVolumes(self._connection, self._backing)
         self.points = OpenStackPoints(self._connection, self._backing)
         self.guest = OpenStackGuest(self._connection)
-        self.imports = None
-        self.serving = NoServing()
+        self.imports: ImportPort | None = None
+        self.serving: ServingPort = NoServing()
+        if live is not None and gateway_address is not None:
+            fence = Fence(self._connection, self._admin)
+            imports = OpenStackImports(self._connection, self._backing, live, fence, gateway_address)
+            self.imports = imports
+            self.serving = OpenStackServing(self._connection, self._backing, live, fence, imports)
         self.shadows = NoShadows()
         self.handover: HandoverPort | None = OpenStackHandover(self._connection, self._backing, self._admin)
 
     def capabilities(self) -> Capabilities:
         """What can be done here. Raises Unavailable, AuthFailed."""
-        return capabilities(self._connection, self._backing)
+        return capabilities(self._connection, self._backing, imports=self.imports is not None)
 
     def source_facts(self, vm: str) -> SourceFacts:
         """All that the prechecks ask about a VM. Raises NotFound, Conflict."""
-        return source_facts(self.name, self._connection, self._backing, vm)
+        return source_facts(self.name, self._connection, self._backing, vm, imports=self.imports is not None)
 
     def target_facts(self) -> TargetFacts:
         """All that the prechecks ask about this project as a target."""
-        return target_facts(self.name, self._connection, self._backing, self._networks)
+        return target_facts(
+            self.name, self._connection, self._backing, self._networks, imports=self.imports is not None
+        )
 
     def fit(self, vm: VmSpec) -> FitFacts:
         """What placement and Neutron say about a VM that is to come here."""

@@ -15,6 +15,8 @@ from drivers.openstack.announcing import Announcements
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection, settled
 from drivers.openstack.errors import server_fault
+from drivers.openstack.fence import FENCED, Fence
+from drivers.openstack.importing import LiveImages, importing
 from drivers.openstack.inventory import AnnouncedVm, Inventory
 from drivers.openstack.locking import Locks
 from drivers.openstack.managing import ADOPTED
@@ -31,14 +33,21 @@ class OpenStackCompute:
     """``ComputePort`` over one connection."""
 
     def __init__(
-        self, connection: Connection, backing: Backing, networks: OpenStackNetworks, admin: Connection | None = None
+        self,
+        connection: Connection,
+        backing: Backing,
+        networks: OpenStackNetworks,
+        admin: Connection | None = None,
+        live: LiveImages | None = None,
     ) -> None:
         self._connection = connection
         self._backing = backing
+        self._live = live
         self._networks = networks
         self._announcements = Announcements(connection, networks)
         self._locks = Locks(admin or connection)
         self._servers = Servers(connection)
+        self._fence = Fence(connection, admin)
 
     def inventory(self) -> Sequence[VmSpec]:
         """All VMs of the project."""
@@ -61,15 +70,21 @@ class OpenStackCompute:
         seen = inventory.read(self._connection)
         ref, server, plan = seen.find(ref)
         if vms.power_of(server) in {Power.RUNNING, Power.PAUSED}:
+            self._fence.shut(server)
             return
         self._check_free(seen, server, plan)
         if server is None:
             assert plan is not None
+            self._check_usable(seen, server, plan)
             self._create(plan, seen)
         elif server.vm_state == "stopped" and not server.task_state:
-            with self._connection.using(f"starting {server.name}") as conn:
+            self._check_usable(seen, server, plan)
+            with self._fence.passed(server), self._connection.using(f"starting {server.name}") as conn:
                 conn.compute.start_server(server.id)
         self._wait(ref, {Power.RUNNING}, "starts")
+        server = self._server(ref)
+        if server is not None:
+            self._fence.shut(server)
 
     def resume(self, ref: str) -> None:
         """Let a paused server run. Raises Conflict when it is off, NotReady."""
@@ -79,7 +94,7 @@ class OpenStackCompute:
             return
         if server is None or power not in {Power.PAUSED, Power.SUSPENDED}:
             raise Conflict(f"VM {ref} is {power}, so it cannot be resumed", vm=ref)
-        with self._connection.using(f"resuming {server.name}") as conn:
+        with self._fence.passed(server), self._connection.using(f"resuming {server.name}") as conn:
             if power is Power.PAUSED:
                 conn.compute.unpause_server(server.id)
             else:
@@ -91,7 +106,7 @@ class OpenStackCompute:
         server = self._server(ref)
         if server is None or vms.power_of(server) in {Power.OFF, Power.CRASHED} or server.task_state == "powering-off":
             return
-        with self._connection.using(f"stopping {server.name}") as conn:
+        with self._fence.passed(server), self._connection.using(f"stopping {server.name}") as conn:
             conn.compute.stop_server(server.id)
 
     def force_off(self, ref: str) -> None:
@@ -122,6 +137,7 @@ class OpenStackCompute:
             raise Conflict(f"VM {name} was not made by migration {migration}", vm=ref)
         mine = {port.id: port for _, port in seen.ports_of(server, plan)}
         if server is not None:
+            self._fence.lift(server)
             with self._connection.using(f"deleting server {server.name}") as conn:
                 if server.task_state != "deleting":
                     conn.compute.delete_server(server.id)
@@ -204,6 +220,8 @@ class OpenStackCompute:
     def _create(self, plan: AnnouncedVm, seen: Inventory) -> None:
         """Make the server; the caller has seen that there is none."""
         owner = {marks.MIGRATION: plan.migration} if plan.migration else {}
+        imported = next((by for _, volume in seen.disks_of(None, plan) if (by := importing(volume))), None)
+        fenced = {FENCED: imported} if imported else {}
         disks = [
             {
                 "boot_index": 0 if number == 0 else -1,
@@ -222,12 +240,24 @@ class OpenStackCompute:
                 flavor_id=plan.flavor,
                 block_device_mapping=disks,
                 networks=[{"port": port} for _, port in plan.ports] or "none",
-                metadata={**plan.metadata, marks.REF: plan.ref, **owner},
+                metadata={**plan.metadata, marks.REF: plan.ref, **owner, **fenced},
                 **zone,
             )
 
+    def _check_usable(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:
+        """Nothing but this keeps a second server from an image that is imported."""
+        for key, volume in seen.disks_of(server, plan):
+            if importing(volume) is None:
+                continue
+            if self._live is None:
+                raise Unsupported(
+                    f"disk {key} ({volume.name}) is being imported, and this worker has no way to look at its image",
+                    action="give the cloud its `ceph` section in whimbrel.yaml again, as it was",
+                )
+            self._live.check_usable(*self._backing.image(volume))
+
     def _check_free(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:
-        if server is not None and (fenced := locking.owner(server)) is not None:
+        if server is not None and (fenced := locking.owner(server)) not in {None, server.metadata.get(FENCED)}:
             raise Conflict(
                 f"migration {fenced} keeps server {server.name} from being started",
                 action="confirm or roll back that migration; if it is lost, unlock the server",

@@ -7,6 +7,7 @@ from typing import Any
 from drivers.openstack import access, flavors, inventory, locking, marks, quotas, vms
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection
+from drivers.openstack.importing import importing
 from drivers.openstack.inventory import Inventory
 from drivers.openstack.managing import adopted
 from drivers.openstack.networks import OpenStackNetworks
@@ -20,10 +21,11 @@ from whimbrel.model.vm import Capabilities
 REFUSALS = (AuthFailed, PermissionDenied, InvalidPlan, Unsupported)
 """The cloud answers, and lets these credentials in nowhere, or has not the region or service that the entry names."""
 QUIET = {"available", "in-use", "reserved"}
+NO_STREAMING = "its entry in whimbrel.yaml has no `ceph` section, or no gateway_address"
 BUSES = ("virtio", "scsi", "sata", "ide", "usb")
 
 
-def capabilities(connection: Connection, backing: Backing) -> Capabilities:
+def capabilities(connection: Connection, backing: Backing, *, imports: bool) -> Capabilities:
     """What the driver can do here; points and writing need a way to the storage. Raises Unavailable, AuthFailed.
 
     What changed is told by the storage itself, so not through a mover server.
@@ -40,16 +42,19 @@ def capabilities(connection: Connection, backing: Backing) -> Capabilities:
         handover=direct,
         fences=True,
         points_outlive_start=reach,
+        serve_disks=direct and imports,
+        imports=direct and imports,
+        no_streaming="" if direct and imports else NO_STREAMING,
         console=True,
         disk_formats=("raw",),
         version=f"Nova {version.strip('()').replace(', ', '.')}",
     )
 
 
-def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) -> SourceFacts:
+def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str, *, imports: bool) -> SourceFacts:
     """All about one VM. A cloud that cannot be reached gives ``reachable=False``. Raises NotFound, Conflict."""
     try:
-        able = capabilities(connection, backing)
+        able = capabilities(connection, backing, imports=imports)
         reach, clock = access.read(connection, backing)
         seen = inventory.read(connection).whole()
         limits = _limits(connection, backing, seen)
@@ -101,10 +106,12 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str) 
     )
 
 
-def target_facts(cloud: str, connection: Connection, backing: Backing, networks: OpenStackNetworks) -> TargetFacts:
+def target_facts(
+    cloud: str, connection: Connection, backing: Backing, networks: OpenStackNetworks, *, imports: bool
+) -> TargetFacts:
     """All about the project as a target. A cloud that cannot be reached gives ``reachable=False``."""
     try:
-        able = capabilities(connection, backing)
+        able = capabilities(connection, backing, imports=imports)
         reach, clock = access.read(connection, backing)
         seen = inventory.read(connection).whole()
         macs = {port.mac_address.lower(): _owner_name(seen, port) for port in seen.ports}
@@ -155,6 +162,11 @@ def _blockers(server: Any | None, backing: Backing, volumes: list[Any]) -> tuple
         f"volume {volume.name or volume.id} of type {volume.volume_type} cannot be reached from this worker"
         for volume in volumes
         if not backing.reaches(volume) and not backing.served(volume)
+    ]
+    found += [
+        f"volume {volume.name or volume.id} is being imported by migration {by}: nobody may ask it for its blocks"
+        for volume in volumes
+        if (by := importing(volume)) is not None
     ]
     return tuple(found)
 

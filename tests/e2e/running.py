@@ -139,10 +139,12 @@ class Running:
 
     # -- asking -------------------------------------------------------------------------------------------------
 
-    def say(self, verb: str, *, reason: str = "", bytes_per_s: float | None = None) -> str:
+    def say(self, verb: str, *, reason: str = "", bytes_per_s: float | None = None, drop_writes: bool = False) -> str:
         """Say a verb; the answer."""
         ask: Verb | SetBandwidth = (
-            SetBandwidth(bytes_per_s=bytes_per_s) if verb == verbs.SET_BANDWIDTH else Verb(by="e2e", reason=reason)
+            SetBandwidth(bytes_per_s=bytes_per_s)
+            if verb == verbs.SET_BANDWIDTH
+            else Verb(by="e2e", reason=reason, drop_writes=drop_writes)
         )
         deadline = time.monotonic() + PATIENCE_S
         while True:

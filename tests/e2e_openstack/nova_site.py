@@ -118,6 +118,13 @@ class NovaSite:
             for key, volume in self.volumes(guest).items()
         }
 
+    def features(self, guest: str) -> set[str]:
+        """Features that the images behind all its volumes have."""
+        infos = [
+            self.rbd("info", "/".join(self.image(one)), "--format", "json") for one in self.volumes(guest).values()
+        ]
+        return set.intersection(*(set(info["features"]) for info in infos))
+
     def consoles(self, names: re.Pattern[str]) -> Mapping[str, Path]:
         """Logs of servers with such a name: ``<cloud>/<name>`` and the path. A server that is gone keeps its label."""
         found = {}

@@ -20,6 +20,8 @@ class InProcessStreams:
     def __init__(self) -> None:
         self.socket_dir = Path(tempfile.mkdtemp(prefix="wb-"))
         self.launched: list[Path] = []
+        self.kept_sockets: list[bool] = []
+        """Of every stop: whether readers were to wait."""
         self._lock = threading.Lock()
         self._running: dict[str, tuple[StreamServer, threading.Thread]] = {}
 
@@ -44,8 +46,9 @@ class InProcessStreams:
             thread.start()
             self._running[config.control_path] = (server, thread)
 
-    def stop(self, place: Place) -> None:
+    def stop(self, place: Place, *, keep_socket: bool = False) -> None:
         """End the server of a disk, if one runs."""
+        self.kept_sockets.append(keep_socket)
         running = self._running.pop(str(place.control), None)
         if running is not None:
             ask(place.control, "stop")

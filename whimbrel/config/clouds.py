@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -140,8 +141,28 @@ class OpenStackCloud(YamlModel):
     """Where the bytes are; without it and without ``mover`` the cloud can be looked at, and nothing be moved."""
     mover: MoverServers | None = None
     """The way to volumes of types that ``ceph`` does not name."""
+    gateway_address: str | None = Field(default=None, min_length=1)
+    """IP address of the mover that compute hosts, Cinder and Ceph's clients reach; needed for ``streaming`` into it."""
     site: Site | None = None
     """Where the storage is; the top-level ``site`` when not given."""
+
+    @field_validator("gateway_address")
+    @classmethod
+    def _an_address(cls, address: str | None) -> str | None:
+        if address is not None:
+            try:
+                found = ip_address(address)
+            except ValueError:
+                raise ValueError("should be an IP address of the mover: it stands in the URL that hosts read") from None
+            if found.is_unspecified or found.is_loopback:
+                raise ValueError("should be an address that other hosts reach")
+        return address
+
+    @model_validator(mode="after")
+    def _imports_need_ceph(self) -> OpenStackCloud:
+        if self.gateway_address is not None and self.ceph is None:
+            raise ValueError("gateway_address needs ceph: volumes are imported by Ceph")
+        return self
 
 
 class MemoryCloud(YamlModel):

@@ -229,6 +229,11 @@ class PathFacts(Frozen):
     """Free space where manifests are kept."""
     target_file_seen: bool | None = None
     """The mover opens the target's volumes under their path; None: not tried (only streaming needs it)."""
+    import_blockers: tuple[str, ...] = ()
+    """Why the target's storage cannot import volumes of the plan's pools from this mover (``ImportPort.blockers``)."""
+    import_tried: bool | None = None
+    """A volume was imported from this mover and opened by the target; None: not tried (only imports need it)."""
+    import_why_not: str = ""
     drilled_at: datetime | None = None
     """When the newest passed drill of the VM ended."""
     traces: int = 0

@@ -141,6 +141,8 @@ class Capabilities(Frozen):
     """A VM can run on disks that are fed while it runs, and be put on its own volumes for good (``ServingPort``)."""
     imports: bool = False
     """They are fed by an import of the cloud's storage (``ImportPort``), not by a server that writes the volume."""
+    no_streaming: str = ""
+    """Why ``serve_disks`` is False, where the cloud could do it if it were set up for it."""
     shadows: bool = False
     """Writes at the target can be kept in overlays over the stopped VM's disks (``ShadowPort``)."""
     fences: bool = False

@@ -46,6 +46,13 @@ class ImportPort(Protocol):
         """
         ...
 
+    def try_out(self, disk: TargetDisk, *, migration: str) -> None:
+        """Let the cloud itself open an import that was begun, as far as it can without a VM; again is fine.
+
+        What stays of a failure goes with the volume. Raises NotReady (not yet), and anything else when it cannot.
+        """
+        ...
+
     def blockers(self, pools: Sequence[str]) -> Sequence[str]:
         """Why volumes of these pools cannot be imported, in words; empty when they can."""
         ...

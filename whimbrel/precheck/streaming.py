@@ -19,13 +19,14 @@ from whimbrel.precheck.rule import BEFORE, RUN, START, Answer, FactMissing, foun
 SLOW_MISS_S = 0.010
 """A boot reads a few thousand times; at this latency its misses alone cost tens of seconds."""
 SLOW_LINK_BYTES_PER_S = 10e6
+INSTEAD = "use mode incremental, whose outage is a small last delta, or move the VM into a KVM cloud"
 
 
 def copies_drill(facts: PrecheckFacts) -> bool:
     """Whether this is a drill that copies all data before it boots. Raises FactMissing."""
     if not facts.drill or facts.plan.drill.data == "stream":
         return False
-    return facts.plan.drill.data == "copy" or not target_can(facts).serve_disks
+    return facts.plan.drill.data == "copy" or not target_can(facts).serve_disks or target_can(facts).imports
 
 
 def streams(facts: PrecheckFacts) -> bool:
@@ -43,9 +44,11 @@ def capable(facts: PrecheckFacts) -> Answer:
     if not streams(facts):
         return ok("nothing is streamed")
     if not target_can(facts).serve_disks:
+        why = target_can(facts).no_streaming
         return found(
-            f"{facts.plan.target} ({target_can(facts).kind}) cannot run a VM on served disks",
-            "set drill.data: auto, so that the data is copied" if facts.drill else "use mode incremental",
+            f"{facts.plan.target} ({target_can(facts).kind}) cannot run a VM on served disks"
+            + (f": {why}" if why else ""),
+            "set drill.data: auto, so that the data is copied" if facts.drill else INSTEAD,
         )
     protect = "none" if facts.drill else facts.plan.stream.protect
     if target_can(facts).imports:
@@ -59,17 +62,40 @@ def capable(facts: PrecheckFacts) -> Answer:
 
 
 def _can_import(facts: PrecheckFacts, protect: str) -> Answer:
+    if facts.drill:
+        return found(
+            f"{facts.plan.target} imports volumes by its storage, and drills are not made for that",
+            "set drill.data: auto, so that the data is copied",
+        )
     if protect != "none":
         return found(
             f"the guest writes straight into the storage of {facts.plan.target} (protect: {protect})",
             "set stream.protect: none; a rollback brings the target's writes back all the same",
         )
-    if facts.plan.stream.precopy and not facts.drill:
+    if facts.plan.stream.precopy:
         return found(
             f"volumes of {facts.plan.target} are imported whole, nothing can be copied before",
             "set stream.precopy: false, or use mode incremental, which ends with a small last delta",
         )
     return ok("the target's storage imports; a rollback brings the target's writes back")
+
+
+@rule("stream.import", "the target's storage can import", Severity.BLOCK, stages=START)
+def importable(facts: PrecheckFacts) -> Answer:
+    """A small volume is imported from this mover and opened by the target's volume service, not by compute hosts."""
+    if not streams(facts) or facts.drill or not target_can(facts).imports:
+        return ok("nothing is imported")
+    path = facts.path
+    if path.import_blockers:
+        return found(listed(path.import_blockers), INSTEAD)
+    if path.import_tried is None:
+        raise FactMissing(f"whether a volume can be imported: {path.why_not or 'not tried'}")
+    if not path.import_tried:
+        return found(
+            f"a probe volume could not be imported: {path.import_why_not}",
+            f"open the way from compute hosts and the volume service to gateway_address, any port; or {INSTEAD}",
+        )
+    return ok("a probe volume was imported from this mover, and opened by the target's volume service")
 
 
 @rule("stream.target-file", "the mover opens the target's volumes", Severity.BLOCK, stages=START)
@@ -188,6 +214,7 @@ def isolated_for_drill(facts: PrecheckFacts) -> Answer:
 
 RULES = (
     capable,
+    importable,
     target_file,
     latency,
     bandwidth,

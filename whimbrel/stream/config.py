@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, ValidationError, model_validator
 
 from whimbrel.errors import InvalidPlan
-from whimbrel.model.endpoint import FileEndpoint, Frozen, MemoryEndpoint, NbdEndpoint
+from whimbrel.model.endpoint import FileEndpoint, Frozen, MemoryEndpoint, NbdEndpoint, RbdEndpoint
 from whimbrel.stream.protect.config import ProtectConfig
 
-SourceEndpoint = NbdEndpoint | FileEndpoint | MemoryEndpoint
+SourceEndpoint = NbdEndpoint | FileEndpoint | MemoryEndpoint | RbdEndpoint
 
 
 class ListenAt(Frozen):
@@ -76,6 +77,8 @@ class StreamConfig(Frozen):
     """The map's files are ``<stem>.live``, ``<stem>.durable`` and ``<stem>.lock``; on a disk, not in tmpfs."""
     size_bytes: int = Field(gt=0)
     source: SourceEndpoint = Field(discriminator="kind")
+    openers: dict[str, Annotated[str, Field(pattern=r"^[a-z_]+(\.[a-z_]+)*:[a-z_]+$")]] = Field(default_factory=dict)
+    """Kinds of endpoints that this program cannot open by itself -> ``module:function``, a driver's opener."""
     source_identity: str = Field(min_length=1)
     """What is streamed, e.g. cloud, volume and snapshot. A map made for another is refused."""
     listen: tuple[ListenAt, ...] = ()

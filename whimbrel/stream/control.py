@@ -25,6 +25,7 @@ from pydantic import Field, TypeAdapter
 from whimbrel.errors import InvalidPlan, Unavailable, WhimbrelError
 from whimbrel.stream.config import SourceEndpoint
 from whimbrel.stream.listener import listen_unix
+from whimbrel.stream.protect.shadow import ShadowEndpoint
 from whimbrel.stream.server import StreamServer
 
 MAX_LINE_BYTES: Final = 64 << 10
@@ -100,9 +101,9 @@ class Control:
             case "flush":
                 self._server.store.flush()
             case "source":
-                self._server.move_source(_endpoint(asked))
+                self._server.move_source(_SOURCE.validate_python(_endpoint(asked)))
             case "shadow":
-                self._server.move_shadow(_endpoint(asked))
+                self._server.move_shadow(_SHADOW.validate_python(_endpoint(asked)))
             case "let-go":
                 return {"let_go": self._server.let_shadow_go()}
             case "drain":
@@ -116,11 +117,12 @@ class Control:
         return {}
 
 
-_ENDPOINT: Final[TypeAdapter[SourceEndpoint]] = TypeAdapter(Annotated[SourceEndpoint, Field(discriminator="kind")])
+_SOURCE: Final[TypeAdapter[SourceEndpoint]] = TypeAdapter(Annotated[SourceEndpoint, Field(discriminator="kind")])
+_SHADOW: Final[TypeAdapter[ShadowEndpoint]] = TypeAdapter(Annotated[ShadowEndpoint, Field(discriminator="kind")])
 
 
-def _endpoint(asked: dict[str, Any]) -> SourceEndpoint:
-    return _ENDPOINT.validate_python(asked["endpoint"] if "endpoint" in asked else _lacks("endpoint"))
+def _endpoint(asked: dict[str, Any]) -> Any:
+    return asked["endpoint"] if "endpoint" in asked else _lacks("endpoint")
 
 
 def _lacks(name: str) -> Any:

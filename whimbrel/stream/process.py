@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from whimbrel.dataplane import register_opener
 from whimbrel.errors import InvalidPlan, WhimbrelError
 from whimbrel.stream.config import read_config
 from whimbrel.stream.control import Control
@@ -54,6 +57,20 @@ def http_socket(fd: int | None) -> socket.socket | None:
     return socket.socket(fileno=FIRST_PASSED_FD + names.index(STORED)) if STORED in names else None
 
 
+def register_openers(named: Mapping[str, str]) -> None:
+    """Let the server open endpoints of these kinds. Raises InvalidPlan for what cannot be imported.
+
+    The drivers' code is named, not known here: a server of files and NBD exports loads none of it.
+    """
+    for kind, where in named.items():
+        module, _, function = where.partition(":")
+        try:
+            opener = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError) as failed:
+            raise InvalidPlan(f"endpoints of kind {kind} cannot be opened: {failed}", cause=failed) from failed
+        register_opener(kind, opener)
+
+
 def main(arguments: list[str]) -> int:
     """Run until told to stop; the exit status."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -76,6 +93,7 @@ def main(arguments: list[str]) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     try:
         config = read_config(options.config)
+        register_openers(config.openers)
         server = StreamServer(config, http_socket(options.socket))
         control = Control(Path(config.control_path), server, ending.set)
     except WhimbrelError as error:

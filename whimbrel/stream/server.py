@@ -30,6 +30,7 @@ from whimbrel.stream.prefetch.assembly import Prefetch
 from whimbrel.stream.prefetch.recorder import Recorder
 from whimbrel.stream.prefetch.trace import TraceHeader
 from whimbrel.stream.protect import guard
+from whimbrel.stream.protect.shadow import ShadowEndpoint
 from whimbrel.stream.source import Source
 from whimbrel.stream.store import Store
 from whimbrel.stream.window import Window
@@ -130,7 +131,7 @@ class StreamServer:
         """The same source (its identity is the caller's word) is served elsewhere from now on."""
         self.source.use(_source_opener(endpoint, self.config.source_timeout_s))
 
-    def move_shadow(self, endpoint: SourceEndpoint) -> None:
+    def move_shadow(self, endpoint: ShadowEndpoint) -> None:
         """The same shadow is served elsewhere from now on. Raises InvalidPlan if there is none."""
         guard.move_shadow(self.protection, endpoint, timeout_s=self.config.source_timeout_s)
 

@@ -83,6 +83,20 @@ def test_a_source_that_waits_hurts_nobody(imports: RbdImports, source: HttpSourc
         assert guest.read(0, OBJECT) == patched(CONTENT, {8192: b"x" * 4096})[:OBJECT]
 
 
+def test_a_source_that_answers_with_an_error_is_the_guests_error(
+    imports: RbdImports, source: HttpSource, image: ScratchImage
+) -> None:
+    """Why the gateway never does: librbd asks only once."""
+    prepare(imports, image, source)
+    rbd = binding.load().rbd
+    with guest_io(imports, image) as guest:
+        source.failing = True
+        with pytest.raises(rbd.Error):
+            guest.read(OBJECT, 4096)
+        source.failing = False
+        assert guest.read(OBJECT, 4096) == CONTENT[OBJECT : OBJECT + 4096]
+
+
 def test_asking_for_allocation_reads_all_and_ends_nothing(
     imports: RbdImports, source: HttpSource, image: ScratchImage
 ) -> None:

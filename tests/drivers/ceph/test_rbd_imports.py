@@ -22,7 +22,7 @@ from labs.openstack import OpenStackLab
 from tests.drivers.ceph.httpsource import HttpSource, http_source
 from tests.drivers.ceph.imports import CONTENT, MIB, OBJECT, SIZE, execute, guest_io, imports_of, patched, prepare
 from tests.drivers.ceph.scratch import ScratchImage
-from whimbrel.errors import Conflict, NotFound, NotReady, Unavailable
+from whimbrel.errors import Conflict, NotFound, NotReady, Unavailable, Unsupported
 from whimbrel.model.extent import Extent
 
 pytestmark = [pytest.mark.openstack, pytest.mark.timeout(600)]
@@ -141,6 +141,15 @@ def test_only_an_empty_image_is_replaced(imports: RbdImports, source: HttpSource
     with guest_io(imports, image), pytest.raises(Conflict, match="open by"):
         prepare(imports, image, source)
     prepare(imports, image, source)
+
+
+def test_an_image_that_would_lose_its_traits_is_not_replaced(
+    imports: RbdImports, source: HttpSource, image: ScratchImage
+) -> None:
+    image.create(SIZE, "--image-feature", "exclusive-lock,journaling")
+    with pytest.raises(Unsupported, match="journal"):
+        prepare(imports, image, source)
+    assert "journaling" in image.rbd("info", image.spec)
 
 
 def test_an_import_from_elsewhere_is_left_alone(imports: RbdImports, source: HttpSource, image: ScratchImage) -> None:
