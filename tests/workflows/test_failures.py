@@ -164,7 +164,7 @@ def test_a_target_that_cannot_be_let_run_leads_back(orchestrator: Orchestrator, 
 
 
 @pytest.mark.usefixtures("quick_retries")
-@pytest.mark.parametrize("mode", ["incremental", "cold"])
+@pytest.mark.parametrize("mode", ["incremental", pytest.param("cold", marks=pytest.mark.slow)])
 def test_every_activity_fails_once_and_loses_an_answer_once(orchestrator: Orchestrator, run: Run, mode: str) -> None:
     """All of them may be done twice: the migration completes as if nothing had been."""
     before = _vm(orchestrator)
