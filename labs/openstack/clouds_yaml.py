@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import yaml
 
@@ -28,3 +29,10 @@ def text(clouds: Sequence[CloudLayout]) -> str:
                 "region_name": cloud.region,
             }
     return yaml.safe_dump({"clouds": entries}, sort_keys=False)
+
+
+def write(path: Path, clouds: Sequence[CloudLayout]) -> None:
+    """Write the file; entries of clouds that others have brought up in the same lab stay."""
+    known = yaml.safe_load(path.read_text())["clouds"] if path.exists() else {}
+    entries = {**known, **yaml.safe_load(text(clouds))["clouds"]}
+    path.write_text(yaml.safe_dump({"clouds": entries}, sort_keys=False))

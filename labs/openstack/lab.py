@@ -99,7 +99,7 @@ class OpenStackLab:
             self._start_infrastructure()
             self._start_services()
             self._furnish()
-            self.clouds_yaml.write_text(clouds_yaml.text(self._clouds))
+            clouds_yaml.write(self.clouds_yaml, self._clouds)
         self._say("up")
 
     def up_ceph(self) -> None:

@@ -192,6 +192,14 @@ def test_clouds_yaml_has_admin_and_member(layout: OpenStackLayout) -> None:
     assert entries["a"]["region_name"] != entries["b"]["region_name"]
 
 
+def test_a_lab_of_one_cloud_keeps_the_entries_of_the_other(layout: OpenStackLayout, tmp_path: Path) -> None:
+    path = tmp_path / "clouds.yaml"
+    clouds_yaml.write(path, [layout.cloud("a"), layout.cloud("b")])
+    both = path.read_text()
+    clouds_yaml.write(path, [layout.cloud("a")])
+    assert path.read_text() == both
+
+
 # --- image, lock file ------------------------------------------------------------------------------------------------
 
 
