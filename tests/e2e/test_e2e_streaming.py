@@ -115,7 +115,7 @@ def test_the_worker_killed_while_data_arrives(scene: Scene) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("protect", ["none", "mirror"])
+@pytest.mark.parametrize("protect", ["none", "mirror", "journal"])
 def test_twenty_kills_of_the_server_under_a_writing_guest(scene: Scene, protect: str) -> None:
     rng = random.Random(7)
     scene.boot("qcow2", size_mib=128, data_mib=64)
