@@ -4,7 +4,8 @@
 Local: everything is at the target already; fio's nbd engine over unix sockets against this server, qemu-nbd (raw) and
 nbdkit (file), files in RAM. Every round runs every server once per case, in random order; figures are medians, ratios
 are of medians. ``mirror`` is this server with each write also flushed in a qcow2 overlay behind a local qemu-nbd;
-``journal`` has the same shadow, takes a burst of one run, and is drained before the next.
+``journal`` has the same shadow, takes a burst of one run, and is drained before the next. Then both once more with the
+shadow behind 50 MB/s and 1 ms.
 
 Link: a source behind 50 MB/s (a network namespace with tbf), random reads of missing chunks while the background runs.
 """
@@ -19,6 +20,7 @@ import random
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -27,7 +29,7 @@ from pathlib import Path
 
 from tests.nbd.programs import nbdkit, qemu_nbd, run
 from tests.stream.rawclient import RawClient
-from tests.stream.streams import CHUNK, MIB, Process, config_for, process, until
+from tests.stream.streams import CHUNK, MIB, REPOSITORY, Process, config_for, process, until
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.nbd import protocol as p
 from whimbrel.stream.control import ask
@@ -85,8 +87,21 @@ def image(path: Path, size_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def servers(where: Path, size_bytes: int) -> Iterator[dict[str, Path]]:
-    """Name and socket of each, all with the same bytes local."""
+def far(directory: Path, socket: Path) -> Iterator[Path]:
+    """A server that is 1 ms and 50 MB/s away."""
+    argv = [sys.executable, "-m", "tests.bench.paced_link", str(directory / "far"), str(socket), "--up"]
+    program = subprocess.Popen([*argv, "--rate", str(LINK_BYTES_PER_S)], cwd=REPOSITORY)
+    try:
+        until((directory / "far").exists, "link")
+        yield directory / "far"
+    finally:
+        program.kill()
+        program.wait()
+
+
+@contextlib.contextmanager
+def servers(where: Path, size_bytes: int, *, shadows_far: bool = False) -> Iterator[dict[str, Path]]:
+    """Name and socket of each, all with the same bytes local; with ``shadows_far`` ours alone."""
     image(where / "source.raw", size_bytes)
     found: dict[str, Path] = {}
     with contextlib.ExitStack() as stack:
@@ -99,13 +114,15 @@ def servers(where: Path, size_bytes: int) -> Iterator[dict[str, Path]]:
                 overlay, base = directory / "shadow.qcow2", str(where / "source.raw")
                 run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", str(overlay))
                 socket = stack.enter_context(qemu_nbd(directory, overlay, form="qcow2"))
+                if shadows_far:
+                    socket = stack.enter_context(far(directory, socket))
                 shadow = NbdEndpoint(unix_path=str(socket), writable=True)
                 protect = ProtectConfig(mode=PROTECTED[name], shadow=shadow)
             server = stack.enter_context(process(directory, config_for(directory, size_bytes, protect=protect)))
             until(partial(_says, server, "complete"), "end of the hydration")
             found[name] = directory / "nbd"
         for name in ("qemu-nbd", "nbdkit"):
-            if shutil.which(name):
+            if shutil.which(name) and not shadows_far:
                 directory = where / name
                 directory.mkdir()
                 shutil.copy(where / "source.raw", directory / "disk.raw")
@@ -118,13 +135,16 @@ def servers(where: Path, size_bytes: int) -> Iterator[dict[str, Path]]:
         yield found
 
 
-def local_speed(where: Path, rounds: int, seconds: float, size_bytes: int) -> dict[str, dict[str, float]]:
-    """Median requests per second by case and server."""
+def speed(
+    where: Path, rounds: int, seconds: float, size_bytes: int, *, shadows_far: bool = False
+) -> dict[str, dict[str, float]]:
+    """Median requests per second by case and server; with ``shadows_far`` of writes alone."""
     rng = random.Random()
-    told: dict[str, dict[str, list[float]]] = {case: {} for case in CASES}
-    with servers(where, size_bytes) as sockets:
+    cases = {case: what for case, what in CASES.items() if "write" in case or not shadows_far}
+    told: dict[str, dict[str, list[float]]] = {case: {} for case in cases}
+    with servers(where, size_bytes, shadows_far=shadows_far) as sockets:
         for _ in range(rounds):
-            for case, what in CASES.items():
+            for case, what in cases.items():
                 for name in rng.sample(sorted(sockets), len(sockets)):
                     if name in PROTECTED and "write" not in case:
                         continue
@@ -197,10 +217,10 @@ def sampled(server: Process, socket: Path, seconds: float, size_bytes: int) -> d
     return {"misses": told["misses"], **figures, "background MB/s": rate}
 
 
-def print_local(told: dict[str, dict[str, float]], rounds: int) -> None:
+def print_speed(told: dict[str, dict[str, float]], rounds: int, what: str) -> None:
     """A table of requests per second; in brackets, how many times the other server's."""
     names = [name for name in (OURS, "qemu-nbd", "nbdkit", *PROTECTED) if name in told["write 1M qd4"]]
-    print(f"Local requests/s, medians of {rounds} rounds (in brackets: {OURS} is so many times as fast)")
+    print(f"{what}, requests/s, medians of {rounds} rounds (in brackets: {OURS} is so many times as fast)")
     print(f"{'':27}" + "".join(f"{name:>20}" for name in names))
     for case, rates in told.items():
         cells = ["-" if name not in rates else f"{rates[name]:.0f} ({rates[OURS] / rates[name]:.2f})" for name in names]
@@ -220,10 +240,17 @@ def main() -> None:
     told: dict[str, object] = {}
     try:
         if fio_engine():
-            local = local_speed(where, options.rounds, options.seconds, options.size_mib * MIB)
+            (where / "local").mkdir()
+            local = speed(where / "local", options.rounds, options.seconds, options.size_mib * MIB)
             told["local"] = local
             if not options.json:
-                print_local(local, options.rounds)
+                print_speed(local, options.rounds, "Local")
+            shutil.rmtree(where / "local")
+            (where / "far").mkdir()
+            away = speed(where / "far", options.rounds, options.seconds, options.size_mib * MIB, shadows_far=True)
+            told["shadow far away"] = away
+            if not options.json:
+                print_speed(away, options.rounds, "\nShadow behind 50 MB/s and 1 ms")
         elif not options.json:
             print("Local speed: left out, fio with the nbd engine is not installed")
         if os.geteuid() == 0:
