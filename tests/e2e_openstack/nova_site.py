@@ -206,10 +206,14 @@ class NovaSite:
     # -- taking down --------------------------------------------------------------------------------------------
 
     def remove(self, guest: str) -> None:
-        """Delete every server, volume and port whose name begins with the guest's, or that these have."""
-        servers = [one for one in self.api.compute.servers() if one.name.startswith(guest)]
+        """Delete every server, volume and port whose name begins with the guest's, or that these have.
+
+        With them go mover servers, and volumes made for them: a migration that was cut off leaves its own.
+        """
+        servers = [one for one in self.api.compute.servers() if one.name.startswith((guest, "whimbrel-mover-"))]
         ports = [port.id for one in servers for port in self.api.network.ports(device_id=one.id)]
-        ports += [port.id for port in self.api.network.ports() if (port.name or "").startswith(guest)]
+        begins = (guest, "whimbrel-mover-", "whimbrel-read-")
+        ports += [port.id for port in self.api.network.ports() if (port.name or "").startswith(begins)]
         volumes = {one.volume_id for server in servers for one in self.api.compute.volume_attachments(server.id)}
         for server in servers:
             self.api.compute.delete_server(server.id)
@@ -220,8 +224,11 @@ class NovaSite:
             )
         for port in set(ports):
             self.api.network.delete_port(port)
-        volumes |= {one.id for one in self.api.block_storage.volumes() if (one.name or "").startswith(guest)}
-        for volume in volumes:
+        named = [one for one in self.api.block_storage.volumes() if (one.name or "").startswith(begins)]
+        made = {one.id for one in named if one.name.startswith("whimbrel-read-")}
+        volumes |= {one.id for one in named}
+        # what was made of a snapshot goes before the snapshot
+        for volume in sorted(volumes, key=lambda one: one not in made):
             self._remove_volume(volume)
 
     def _remove_volume(self, volume: str) -> None:

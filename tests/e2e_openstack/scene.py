@@ -102,6 +102,7 @@ class Scene:
             for volume in self.source.volumes(self.name).values():
                 size = {"whimbrel_size_bytes": str(size_mib * MIB)}
                 self.source.api.block_storage.set_volume_metadata(volume.id, **size)
+            self._before = self._whole_clouds()
         self.defined = self.source.definition(self.name)
 
     def _boot_in_kvm(self, site: KvmSite, data_mib: int) -> None:
