@@ -8,6 +8,7 @@ from whimbrel.contracts.activity_io import (
     AutostartInput,
     Done,
     EnsureVmInput,
+    FenceInput,
     PowerResult,
     RestoredResult,
     RestoreSourceInput,
@@ -91,12 +92,12 @@ class ComputeActivities:
         return Done()
 
     @activity.defn(name="compute.fence", no_thread_cancel_exception=True)
-    def fence(self, wanted: VmInput) -> PowerResult:
-        """Keep the owner of a VM that is off from starting it, and read back that it still is off."""
+    def fence(self, wanted: FenceInput) -> PowerResult:
+        """Keep the owner of a VM from starting it, and read back that it is off, unless it is still stopping."""
         compute = self._clouds.get(wanted.cloud).compute
         compute.fence(wanted.ref, migration=wanted.migration)
         state = compute.power(wanted.ref)
-        if state not in {Power.OFF, Power.CRASHED}:
+        if not wanted.stopping and state not in {Power.OFF, Power.CRASHED}:
             raise Conflict(
                 f"the VM was started at the last moment and is {state}",
                 action="leave it off during the cutover; then cutover again",

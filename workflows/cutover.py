@@ -21,6 +21,7 @@ from whimbrel.contracts.activity_io import (
     CloseWriterInput,
     CopyKind,
     EnsureVmInput,
+    FenceInput,
     OpenPointInput,
     PrecheckRequest,
     StartInput,
@@ -131,6 +132,10 @@ async def stop_source(course: Course) -> None:
         stopped = False
         if plan.stop.graceful_timeout_s > 0 and power is Power.RUNNING:
             await call(ComputeActivities.request_stop, vm, summary="ask the guest to shut down")
+            if now.fences:
+                # before it is off: somebody who starts it again and again would be quicker then
+                journal.note(plan.source, "fence", journal.vm.name, Fate.INTENDED)
+                await fence(vm, stopping=True, summary="fence the source while it stops")
             stopped = await _off_within(course, vm, plan.stop.graceful_timeout_s)
         if not stopped:
             if plan.stop.then == "hold" and power is Power.RUNNING:
@@ -146,10 +151,16 @@ async def stop_source(course: Course) -> None:
             )
     if now.fences:
         journal.note(plan.source, "fence", journal.vm.name, Fate.INTENDED)
-        await call(ComputeActivities.fence, vm, summary="fence the source: no start by its owner")
+        await fence(vm, stopping=False, summary="fence the source: no start by its owner")
         journal.note(plan.source, "fence", journal.vm.name, Fate.CREATED)
     assert journal.outage is not None
     journal.outage = journal.outage.model_copy(update={"stopped_at": workflow.now()})
+
+
+async def fence(vm: VmInput, *, stopping: bool, summary: str) -> None:
+    """Keep the VM's owner from starting it. Raises ActivityError (Conflict) when it is on and was not asked to stop."""
+    wanted = FenceInput(cloud=vm.cloud, ref=vm.ref, migration=vm.migration, stopping=stopping)
+    await call(ComputeActivities.fence, wanted, summary=summary)
 
 
 async def remove_fence(course: Course) -> None:

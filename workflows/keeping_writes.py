@@ -16,6 +16,7 @@ from whimbrel.contracts import failure
 from whimbrel.contracts.activity_io import (
     ClosePointInput,
     CloseWriterInput,
+    FenceInput,
     OpenDiskWriterInput,
     OpenPointInput,
     VmInput,
@@ -87,14 +88,21 @@ async def bring_back_writes(course: Course) -> None:
 
 
 async def stop_target(course: Course, vm: VmInput) -> None:
-    """Ask the target to shut down, so that it writes out what it holds; then take its power away."""
-    power = (await call(ComputeActivities.power, vm, summary="read the target's power")).power
-    if power is Power.OFF:
+    """Ask the target to shut down, so that it writes out what it holds; then take its power away.
+
+    It is fenced meanwhile, where its cloud can: somebody may start it again and again.
+    """
+    now = await call(ComputeActivities.power, vm, summary="read the target's power")
+    if now.power is Power.RUNNING:
+        await call(ComputeActivities.request_stop, vm, summary="ask the target to shut down", timing=COMPENSATION)
+    if now.fences:
+        fence = FenceInput(cloud=vm.cloud, ref=vm.ref, migration=vm.migration, stopping=True)
+        await call(ComputeActivities.fence, fence, summary="fence the target while it stops", timing=COMPENSATION)
+    if now.power is Power.OFF:
         return
-    if power is not Power.RUNNING:
+    if now.power is not Power.RUNNING:
         await call(ComputeActivities.force_off, vm, summary="take the target's power away", timing=COMPENSATION)
         return
-    await call(ComputeActivities.request_stop, vm, summary="ask the target to shut down", timing=COMPENSATION)
     patience = timedelta(seconds=max(course.plan.stop.graceful_timeout_s, 1.0))
     try:
         await call(ComputeActivities.wait_off, vm, summary="wait until the target is off", schedule_to_close=patience)

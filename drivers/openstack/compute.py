@@ -106,8 +106,14 @@ class OpenStackCompute:
         server = self._server(ref)
         if server is None or vms.power_of(server) in {Power.OFF, Power.CRASHED} or server.task_state == "powering-off":
             return
+        # only an administrator stops a locked one
+        fenced = locking.owner(server) if FENCED not in server.metadata else None
+        if fenced is not None:
+            self._locks.unlock(server, fenced)
         with self._fence.passed(server), self._connection.using(f"stopping {server.name}") as conn:
             conn.compute.stop_server(server.id)
+        if fenced is not None:
+            self.fence(ref, migration=fenced)
 
     def force_off(self, ref: str) -> None:
         """The same, waited for: Nova's API has no harder way. A paused server is let go first. Raises NotReady."""
@@ -138,6 +144,7 @@ class OpenStackCompute:
         mine = {port.id: port for _, port in seen.ports_of(server, plan)}
         if server is not None:
             self._fence.lift(server)
+            self._locks.unlock(server, migration)  # only an administrator deletes a locked one
             with self._connection.using(f"deleting server {server.name}") as conn:
                 if server.task_state != "deleting":
                     conn.compute.delete_server(server.id)

@@ -201,7 +201,7 @@ def test_two_storages_of_one_name_are_found_out(orchestrator: Orchestrator, run:
     report = run(orchestrator.migrate(shared_plan(orchestrator)))
     assert report.outcome == "refused"
     assert "handover.same-storage" in report.reason
-    assert orchestrator.source.calls_of("release", "force_off", "request_stop") == []
+    assert orchestrator.source.calls_of("handover.release", "compute.force_off", "compute.request_stop") == []
     assert orchestrator.leftovers(report.status.migration) == []
 
 

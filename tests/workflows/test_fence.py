@@ -22,7 +22,8 @@ MODES = ["incremental", "cold", "streaming", "dual-attach"]
 
 
 def _scene(orchestrator: Orchestrator, mode: str, **traits: Any) -> tuple[Before, VmPlan]:
-    orchestrator.source.set_capabilities(fences=True)
+    for cloud in (orchestrator.source, orchestrator.target):
+        cloud.set_capabilities(fences=True)
     more: dict[str, Any] = {"mode": mode, "confirm": {"then": "wait"}}
     if mode == "dual-attach":
         before = share(orchestrator, **traits)
@@ -60,6 +61,8 @@ def test_until_the_end(orchestrator: Orchestrator, run: Run, mode: str, end: str
     assert report.outcome == ("completed" if end == verbs.CONFIRM else "rolled_back"), report.reason
     assert report.leftovers == ()
     assert _fenced(orchestrator, before) is None
+    if mode == "dual-attach":  # the target is asked to stop: nobody starts it before it is gone
+        assert len(orchestrator.target.calls_of("compute.fence")) == (0 if end == verbs.CONFIRM else 1)
     power = MemoryCloud(orchestrator.source_name).compute.power(before.spec.ref)
     assert power is (Power.OFF if end == verbs.CONFIRM else Power.RUNNING)
 
@@ -82,12 +85,16 @@ def test_a_vm_that_was_off_is_fenced_and_stays_off(orchestrator: Orchestrator, r
 def test_a_source_started_at_the_last_moment_keeps_running(orchestrator: Orchestrator, run: Run, mode: str) -> None:
     """Its owner was faster than the fence: the cutover is taken back."""
     before, plan = _scene(orchestrator, mode)
-    held = orchestrator.hold("compute.fence", when="before")
+    held = orchestrator.hold("compute.fence", fits=lambda wanted: not wanted.stopping, when="before")
 
     async def story() -> MigrationReport:
         migrated = await orchestrator.start(plan)
         await orchestrator.reached(held)
-        MemoryCloud(orchestrator.source_name).compute.start(before.spec.ref)
+        compute = MemoryCloud(orchestrator.source_name).compute
+        fenced = compute.fenced(before.spec.ref)
+        assert fenced, "already while it stopped"
+        compute.unfence(before.spec.ref, migration=fenced)  # by an administrator
+        compute.start(before.spec.ref)
         held.open()
         now = await migrated.until(lambda now: now.trouble is not None and now.trouble.code == "Conflict")
         assert now.trouble is not None

@@ -27,6 +27,16 @@ class VmInput(Frozen):
     migration: str = ""
 
 
+class FenceInput(Frozen):
+    """Keep a VM's owner from starting it."""
+
+    cloud: str
+    ref: str
+    migration: str
+    stopping: bool = False
+    """It was asked to stop and may still be on; else it must be off."""
+
+
 class VmResult(Frozen):
     """A VM read back, with what its cloud can do."""
 

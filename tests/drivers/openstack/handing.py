@@ -14,7 +14,7 @@ from drivers.openstack import OpenStackCloud
 from drivers.openstack.backing import image_name
 from tests.contract.openstack_harness import patiently
 from tests.contract.openstack_sharing import OpenStackSharing
-from whimbrel.contracts.activity_io import RestoreSourceInput, StartInput, VmInput
+from whimbrel.contracts.activity_io import FenceInput, RestoreSourceInput, StartInput, VmInput
 from whimbrel.contracts.handover_io import DefineInput, HandoverInput
 from whimbrel.model.naming import migration_id
 from whimbrel.model.vm import TargetVm, VmSpec
@@ -82,7 +82,7 @@ class Handing:
         ]
 
     def fence(self) -> None:
-        self.compute.fence(VmInput(cloud="a", ref=self.vm.ref, migration=self.wanted.migration))
+        self.compute.fence(FenceInput(cloud="a", ref=self.vm.ref, migration=self.wanted.migration))
         assert self.sharing.source.compute.fenced(self.vm.ref) == self.wanted.migration
 
     def release(self) -> None:
