@@ -2,7 +2,8 @@
 """Running guests a minute between two OpenStack clouds: ``python -m tests.bench.openstack_handover_bench [--vms 6]``.
 
 Guests write records on the lab's shared pool. Each migration is a whole one: prechecks, the guest's own shutdown, the
-handover, a server made by Nova, the guest's boot and first record, confirmation. Two workers.
+handover, a server made by Nova, the guest's boot and first record, confirmation. Two workers, which have made
+prechecks before: their first connections are not part of the figure.
 Needs the lab (``make lab-openstack``); WHIMBREL_OPENSTACK_ROOT names it.
 """
 
@@ -24,14 +25,15 @@ from labs.openstack_stage import OpenStackStage
 from tests.bench.dual_attach_bench import activities_of
 from tests.contract.openstack_harness import OpenStackHarness
 from tests.e2e_handover.plans import plan_of
-from whimbrel.contracts.migration import MigrationInput
-from whimbrel.contracts.names import CONTROL_QUEUE, DUAL_ATTACH
+from whimbrel.contracts.migration import MigrationInput, PrecheckInput, PrecheckReport
+from whimbrel.contracts.names import CONTROL_QUEUE, DUAL_ATTACH, PRECHECK
 from whimbrel.model.naming import workflow_id
 from whimbrel.model.progress import MigrationReport
 from whimbrel.runtime.exits import run_and_leave
 
 TARGET_PER_MINUTE = 4.0
 PATIENCE_S = 400.0
+WARM_ROUNDS = 2
 
 
 async def measure(lab: OpenStackLab, directory: Path, vms: int, at_once: int) -> float:
@@ -51,6 +53,19 @@ async def measure(lab: OpenStackLab, directory: Path, vms: int, at_once: int) ->
             await asyncio.to_thread(lambda: list(pool.map(ready, enumerate(names))))
         for _ in range(2):
             await asyncio.to_thread(stage.start_worker)
+        for round_ in range(WARM_ROUNDS):  # workers that have connected before, as in the middle of a wave
+            await asyncio.gather(
+                *(
+                    client.execute_workflow(
+                        PRECHECK,
+                        PrecheckInput(plan=plan_of(name)),
+                        id=f"warm-{round_}-{name}",
+                        task_queue=CONTROL_QUEUE,
+                        result_type=PrecheckReport,
+                    )
+                    for name in names
+                )
+            )
         gate = asyncio.Semaphore(at_once)
 
         async def one(name: str) -> MigrationReport:
