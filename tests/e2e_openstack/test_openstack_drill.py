@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
+from labs.openstack_stage import OpenStackStage
+from tests.e2e.installation import Installation
 from tests.e2e.running import Running
+from tests.e2e_openstack.kvm_site import KvmSite
 from tests.e2e_openstack.nova_site import NovaSite
-from tests.e2e_openstack.scene import Scene
+from tests.e2e_openstack.scene import Scene, SceneMaker
 from whimbrel.model.progress import MigrationReport, Phase
 
 pytestmark = [pytest.mark.openstack, pytest.mark.e2e, pytest.mark.timeout(480)]
@@ -66,3 +69,16 @@ def test_a_drill_that_does_not_pass_is_taken_down_too(scene: Scene) -> None:
     refused = scene.migrate(require_drill_s=3600.0, drill=COPIES).report()
     assert refused.outcome == "refused"
     assert "drill.required" in refused.reason
+
+
+def test_a_guest_of_kvm_is_rehearsed_in_nova(new_scene: SceneMaker, installation: Installation) -> None:
+    stage = installation.stage
+    assert isinstance(stage, OpenStackStage)
+    scene = new_scene(source=KvmSite(stage, "a"), target=NovaSite(stage.openstack.cloud("a")))
+    scene.boot()
+    running = _rehearse(scene, checks=[{"kind": "console", "pattern": "WBREC1 kind=run boot=2"}])
+    report = running.report(timeout_s=400)
+    assert report.outcome == "completed", report.reason
+    assert report.drill is not None
+    assert (report.drill.passed, report.drill.copied, report.drill.compared) == (True, True, True)
+    _only_the_source(scene, running, report)
