@@ -71,6 +71,8 @@ class ImportActivities:
             with BulkWatch(disk.spec.key, no_progress_s=self._no_progress_s, notify=self._notify) as watch:
                 watch.stage("hydrating")
                 server = _Alive(place, self._launch)
+                server.look()
+                ask(place.control, "set-bandwidth", bytes_per_s=wanted.bandwidth_bytes_per_s)
 
                 def should_stop(watch: BulkWatch = watch, server: _Alive = server) -> bool:
                     server.look()

@@ -156,7 +156,12 @@ async def begin_imports(course: Course) -> None:
 def import_input(course: Course) -> ImportInput:
     """All volumes of the target."""
     journal = course.journal
-    return ImportInput(cloud=course.plan.target, migration=journal.migration, disks=journal.disks)
+    return ImportInput(
+        cloud=course.plan.target,
+        migration=journal.migration,
+        disks=journal.disks,
+        bandwidth_bytes_per_s=course.wishes.bandwidth_bytes_per_s,
+    )
 
 
 async def _start(course: Course) -> None:

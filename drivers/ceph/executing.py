@@ -15,7 +15,7 @@ import time
 from drivers.ceph import binding
 from drivers.ceph.cluster import connect, open_pool
 from drivers.ceph.errors import from_errno
-from drivers.ceph.execution import Job
+from drivers.ceph.execution import EXECUTION, Job
 from whimbrel.errors import WhimbrelError
 
 TELL_S = 0.5
@@ -49,6 +49,8 @@ def carry_out(job: Job) -> None:
     try:
         ioctx = open_pool(cluster, job.pool)
         try:
+            with rbd.Image(ioctx, job.image) as image:
+                image.metadata_set(EXECUTION, str(cluster.get_instance_id()))
             rbd.RBD().migration_execute(ioctx, job.image, on_progress)
         finally:
             ioctx.close()

@@ -17,6 +17,8 @@ from whimbrel.errors import Unavailable
 from whimbrel.model.endpoint import Frozen
 
 LOOK_S = 0.1
+EXECUTION = "whimbrel.execution"
+"""Key of an image's metadata: the client that carries its import out, or did last. A guest may start beside it."""
 
 
 class Job(Frozen):

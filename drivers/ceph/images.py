@@ -146,6 +146,6 @@ class _Opened(NamedTuple):
         return watchers(self.image, self.client)
 
 
-def watchers(image: Any, client: int) -> tuple[str, ...]:
-    """Addresses of all who have an open image open for writing, but for this client."""
-    return tuple(str(watcher["addr"]) for watcher in image.watchers_list() if watcher["id"] != client)
+def watchers(image: Any, *known: int) -> tuple[str, ...]:
+    """Addresses of all who have an open image open for writing, but for the clients that are known."""
+    return tuple(str(watcher["addr"]) for watcher in image.watchers_list() if watcher["id"] not in known)

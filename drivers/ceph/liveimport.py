@@ -134,9 +134,11 @@ class RbdImports:
                 return
             with _open(ioctx, pool, image, read_only=True) as opened, translated(f"looking at {pool}/{image}"):
                 features = int(opened.features())
-                policy = dict(opened.metadata_list()).get(CACHE_POLICY)
+                told = dict(opened.metadata_list())
+                policy = told.get(CACHE_POLICY)
                 snapshots = list(opened.list_snaps())
-                watchers = images.watchers(opened, client)
+                # who carries the import out may: it runs beside every guest
+                watchers = images.watchers(opened, client, int(told.get(execution.EXECUTION, client)))
         name = f"{pool}/{image}"
         if policy != SAFE_POLICY:
             raise Conflict(
@@ -188,8 +190,8 @@ class RbdImports:
             elif found is not ImportState.PLAIN:
                 raise NotReady(f"{pool}/{image} is {found}: not all of its bytes have arrived")
             with _open(ioctx, pool, image) as opened, translated(f"finishing the import into {pool}/{image}"):
-                if CACHE_POLICY in dict(opened.metadata_list()):
-                    opened.metadata_remove(CACHE_POLICY)
+                for key in {CACHE_POLICY, execution.EXECUTION} & set(dict(opened.metadata_list())):
+                    opened.metadata_remove(key)
                 wanted = rbd.RBD_FEATURE_EXCLUSIVE_LOCK | rbd.RBD_FEATURE_OBJECT_MAP | rbd.RBD_FEATURE_FAST_DIFF
                 missing = wanted & ~int(opened.features())
                 if missing:

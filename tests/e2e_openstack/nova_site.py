@@ -216,6 +216,7 @@ class NovaSite:
         ports += [port.id for port in self.api.network.ports() if (port.name or "").startswith(begins)]
         volumes = {one.volume_id for server in servers for one in self.api.compute.volume_attachments(server.id)}
         for server in servers:
+            self._admin.compute.unlock_server(server.id)
             self.api.compute.delete_server(server.id)
         for server in servers:
             until(
@@ -229,7 +230,18 @@ class NovaSite:
         volumes |= {one.id for one in named}
         # what was made of a snapshot goes before the snapshot
         for volume in sorted(volumes, key=lambda one: one not in made):
+            self._end_import(volume)
             self._remove_volume(volume)
+
+    def _end_import(self, volume: str) -> None:
+        """The image of a migration that was cut off: with its gateway gone Cinder cannot open it."""
+        found = self.api.block_storage.find_volume(volume, ignore_missing=True)
+        if found is None or "whimbrel_import" not in (found.metadata or {}):
+            return
+        image = "/".join(self.image(found))
+        access = ["-c", str(self.handle.ceph_conf), "--id", self.handle.ceph_user]
+        words = ["rbd", *access, "migration", "abort", "--no-progress", image]
+        until(lambda: subprocess.run(words, check=False, timeout=60).returncode != 16, f"nobody has {image} open")
 
     def _remove_volume(self, volume: str) -> None:
         def gone() -> bool:

@@ -178,19 +178,29 @@ class Scene:
         running.say("confirm")
         return running.report()
 
-    def moved(self, running: Running, report: MigrationReport, *, boot: int = 2, compared: bool = True) -> None:
+    def moved(
+        self,
+        running: Running,
+        report: MigrationReport,
+        *,
+        boot: int = 2,
+        last: int | None = None,
+        compared: bool = True,
+    ) -> None:
         """The VM lives at the target with every byte and every acknowledged record; the source is off and intact.
 
-        ``boot`` is the number of the target's first boot. Bytes may differ only where that boot wrote: in the block of
-        the boot counter and in the slots of its records. Without ``compared`` the source has no disks of its own left.
+        ``boot`` is the number of the target's first boot, ``last`` of the one that it is in. Bytes may differ only
+        where these boots wrote: in the block of the boot counter and in the slots of their records. Without
+        ``compared`` the source has no disks of its own left.
         """
+        last = last or boot
         assert report.outcome == "completed", report.reason
         assert report.leftovers == ()
-        self.wait_records(boot, 2)
+        self.wait_records(last, 2)
         assert self.target.running(self.name)
         self.target.shut_down(self.name)
         boots = self.boots()
-        assert [one.number for one in boots] == list(range(1, boot + 1))
+        assert [one.number for one in boots] == list(range(1, last + 1))
         assert boots[-1].where.startswith(self.target.plan_name)
         acknowledged = [record for one in boots for record in one.records]
         with tempfile.TemporaryDirectory(prefix="ose2e-") as directory:
@@ -198,7 +208,7 @@ class Scene:
             assert len(target) == self.disks
             for flat in target.values():
                 held = images.records(flat)
-                assert held.boots == boot
+                assert held.boots == last
                 assert held.lost(acknowledged) == []
                 assert (held.gaps(), held.bad_slots, held.misplaced_slots) == ([], (), ())
             if compared:

@@ -16,6 +16,9 @@ def test_a_writing_guest_arrives_while_it_runs(scene: Scene) -> None:
     running = scene.migrate("streaming")
     running.phase(Phase.CONFIRM, timeout_s=300)
     report = scene.confirm(running)
+    outage = report.status.outage
+    assert outage is not None
+    print(f"outage {outage.seconds()} s: {outage}")  # noqa: T201 - a figure for docs/openstack.md
     scene.moved(running, report)
     assert isinstance(scene.target, NovaSite)
     features = scene.target.features(scene.name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from whimbrel.contracts import verbs
 from whimbrel.errors import Conflict, Unavailable
 from whimbrel.model.progress import Phase
 from whimbrel.model.vm import Power
+from whimbrel.stream.control import ask
 
 Run = Callable[..., Any]
 MARK = b"written at the target"
@@ -122,6 +124,27 @@ def test_an_import_that_stops_goes_on(orchestrator: Orchestrator, run: Run) -> N
     async def story() -> None:
         orchestrator.fail("import.fill", lambda: Unavailable("the import stopped"), times=3)
         orchestrator.assert_moved(await orchestrator.migrate(_plan(orchestrator)), before)
+
+    run(story())
+
+
+def test_the_bandwidth_holds_for_the_import_too(
+    orchestrator: Orchestrator, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The volumes are filled one after the other, so each may have all of it."""
+    before = _vm(orchestrator)
+    told: list[dict[str, object]] = []
+
+    def asked(path: Path, verb: str, **arguments: object) -> dict[str, Any]:
+        if verb == "set-bandwidth":
+            told.append(arguments)
+        return ask(path, verb, **arguments)
+
+    monkeypatch.setattr("activities.imports.ask", asked)
+
+    async def story() -> None:
+        orchestrator.assert_moved(await orchestrator.migrate(_plan(orchestrator, bandwidth_bytes_per_s=50e6)), before)
+        assert told == [{"bytes_per_s": 50e6}] * 2
 
     run(story())
 

@@ -58,6 +58,8 @@ class ImportInput(Frozen):
     cloud: str
     migration: str
     disks: tuple[TargetDisk, ...]
+    bandwidth_bytes_per_s: float | None = None
+    """Of what the storage takes to fill them, all volumes together."""
 
 
 class HydrateInput(Frozen):

@@ -194,6 +194,31 @@ def test_a_guest_is_started_on_a_snapshot_and_alone(
         imports.check_usable(image.pool, image.name)
 
 
+def test_a_guest_is_started_beside_the_execution_and_beside_nobody_else(
+    imports: RbdImports, source: HttpSource, image: ScratchImage
+) -> None:
+    """As one whose QEMU has died must be; the execution is a client of the image as well."""
+    prepare(imports, image, source)
+    image.snap("s0")
+    source.hold_after = 3
+    worker = threading.Thread(target=lambda: execute(imports, image))
+    worker.start()
+    try:
+        deadline = time.monotonic() + 30
+        while len(source.fetched) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert "watcher=" in image.rbd("status", image.spec)
+        imports.check_usable(image.pool, image.name)
+        with guest_io(imports, image), pytest.raises(NotReady, match="open by"):
+            imports.check_usable(image.pool, image.name)
+    finally:
+        source.go_on()
+        worker.join(60)
+    imports.commit(image.pool, image.name)
+    assert "whimbrel" not in image.rbd("image-meta", "list", image.spec)
+
+
 def test_the_driver_writes_no_image_that_is_being_imported(
     imports: RbdImports, source: HttpSource, image: ScratchImage
 ) -> None:
