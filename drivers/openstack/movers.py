@@ -15,7 +15,7 @@ from drivers.openstack.connection import Connection, settled
 from drivers.openstack.errors import server_fault
 from drivers.openstack.mover import MoverSettings, ServedVolume, certificate_on, endpoint, user_data
 from drivers.openstack.networks import network_named
-from whimbrel.errors import Conflict, InvalidPlan, NotFound, NotReady
+from whimbrel.errors import InvalidPlan, NotFound, NotReady
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.quota import MoverServer
 
@@ -130,11 +130,11 @@ class Movers:
         return certificate_on(str(console.get("output") or ""))
 
     def _server(self, key: str) -> Any | None:
-        """The session's server. Raises Conflict when two attempts have made one at the same time."""
+        """The session's server. Raises NotReady when two attempts have made one at the same time."""
         found = self._servers(key)
         if len(found) > 1:
             self.end(key)
-            raise Conflict(f"{len(found)} servers are named {found[0].name}", action="nothing: all of them are deleted")
+            raise NotReady(f"{len(found)} servers were named {found[0].name}: another one is made")
         return found[0] if found else None
 
     def _servers(self, key: str) -> list[Any]:

@@ -69,7 +69,7 @@ def test_a_session_takes_no_more_disks_than_a_server(harness: MoverHarness) -> N
 
 def test_a_server_that_no_host_takes_is_told_and_deleted(harness: MoverHarness) -> None:
     admin = harness.lab.connect()
-    flavor = admin.compute.create_flavor(name=f"mover5-{secrets.token_hex(3)}", ram=5000, vcpus=1, disk=900)
+    flavor = admin.compute.create_flavor(name=f"mover5-{secrets.token_hex(3)}", ram=256, vcpus=1, disk=90_000)
     settings = dataclasses.replace(mover_settings(harness.lab), flavor=flavor.name)
     cloud = seen_by(harness.lab, "a-member", images=None, pools=None, mover=settings)
     migration = migration_id("mover", secrets.token_hex(4))
