@@ -11,7 +11,7 @@ from labs.openstack import CloudHandle, ceph
 from labs.openstack_stage import ELSEWHERE
 from tests.contract.harness import Lack
 from tests.contract.openstack_harness import OpenStackHarness
-from whimbrel.model.vm import DiskFormat
+from whimbrel.model.vm import DiskFormat, VolumeRef
 
 
 def mover_settings(lab: CloudHandle) -> MoverSettings:
@@ -50,3 +50,8 @@ class MoverHarness(OpenStackHarness):
 
     def volume_type(self, disk_format: DiskFormat) -> str:
         return self.lab.shared_type if disk_format == "qcow2" else self.pool
+
+    def read_volume(self, volume: VolumeRef) -> bytes:
+        content = super().read_volume(volume)
+        assert not content[volume.size_bytes :].strip(b"\0")  # Cinder's whole GiB
+        return content[: volume.size_bytes]
