@@ -141,8 +141,9 @@ class Managing:
         def look() -> bool | None:
             nonlocal asked
             with self._connection.using(f"letting volume {volume} go") as conn:
-                found = conn.block_storage.find_volume(volume, ignore_missing=True)
-                if found is None:
+                try:
+                    found = conn.block_storage.get_volume(volume)
+                except sdk.NotFoundException:
                     return True
                 if not asked or found.status.startswith("error"):
                     asked = self._unmanage(conn, found)
