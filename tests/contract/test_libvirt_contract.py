@@ -91,6 +91,7 @@ class TestLibvirtShadow(_Libvirt, TrackedShadowContract):
     pass
 
 
+@pytest.mark.slow  # make test has the raw form in test_libvirt_serving_lab.py and end to end
 class TestLibvirtShadowRaw(_Libvirt, ShadowContract):
     disk_format = "raw"
 
