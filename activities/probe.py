@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from activities.patience import until_ready
 from whimbrel.dataplane import open_device
-from whimbrel.errors import NotReady, WhimbrelError
+from whimbrel.errors import WhimbrelError
 from whimbrel.model.extent import total_bytes
 from whimbrel.model.facts import PathFacts, SourceFacts
 from whimbrel.model.plan import VmPlan
@@ -31,14 +32,7 @@ T = TypeVar("T")
 
 def _done(call: Callable[[], T]) -> T:
     """What the call gives once the cloud has done it. Raises NotReady after ``ASKED_AGAIN_S``."""
-    deadline = time.monotonic() + ASKED_AGAIN_S
-    while True:
-        try:
-            return call()
-        except NotReady:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(ASK_EVERY_S)
+    return until_ready(call, ASKED_AGAIN_S, ASK_EVERY_S)
 
 
 def read_rate(device: BlockDevice, limit_bytes: int = PROBE_BYTES) -> tuple[float | None, float]:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from activities.patience import until_ready
 from activities.stream import Launch, Stop, http_at
 from whimbrel.errors import NotReady, Unavailable
 from whimbrel.model.endpoint import FileEndpoint
@@ -53,6 +54,7 @@ class ImportProbe:
         )
         address = self._serve(place, imports.gateway_address)
         made: list[TargetDisk] = []
+        leave = False
         try:
             volume = _patiently(lambda: cloud.volumes.ensure_volume(spec))
             disk = TargetDisk(spec=DiskSpec(key=DISK, size_bytes=SIZE_BYTES, format="raw"), volume=volume)
@@ -65,14 +67,11 @@ class ImportProbe:
             ):
                 raise Unavailable(f"the import of {SIZE_BYTES >> 20} MiB is not done after {PATIENCE_S:.0f} s")
         except NotReady:
-            if patient:
-                raise
-            self._take_down(cloud, imports, spec, made, place)
+            leave = patient
             raise
-        except BaseException:
-            self._take_down(cloud, imports, spec, made, place)
-            raise
-        self._take_down(cloud, imports, spec, made, place)
+        finally:
+            if not leave:
+                self._take_down(cloud, imports, spec, made, place)
 
     def _take_down(
         self, cloud: Cloud, imports: ImportPort, spec: VolumeSpec, made: list[TargetDisk], place: Place
@@ -109,11 +108,4 @@ class ImportProbe:
 
 
 def _patiently(call: Callable[[], T], patience_s: float = PATIENCE_S) -> T:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            return call()
-        except NotReady:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(POLL_S)
+    return until_ready(call, patience_s, POLL_S)

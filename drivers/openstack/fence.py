@@ -36,8 +36,10 @@ class Fence:
     def passed(self, server: Any) -> Iterator[None]:
         """Unlocked for an act of ours. Who is killed inside leaves it open until the next look (``shut``)."""
         self.lift(server)
-        yield
-        self.shut(server)
+        try:
+            yield
+        finally:
+            self.shut(server)
 
     def lift(self, server: Any) -> None:
         """Unlock it if it is locked by us; its mark stays."""

@@ -17,12 +17,12 @@ import libvirt
 import libvirt_qemu
 from openstack.exceptions import ConflictException
 
+from activities.patience import until_ready
 from drivers.ceph import RbdImages, open_rbd
 from drivers.openstack import OpenStackCloud
 from labs.openstack import CloudHandle
 from tests.contract.harness import Lack
 from whimbrel.dataplane import register_opener
-from whimbrel.errors import NotReady
 from whimbrel.model.vm import DiskFormat, VolumeRef
 from whimbrel.ports.cloud import Cloud
 
@@ -46,14 +46,7 @@ class Patient:
 
 
 def patiently(call: Callable[[], T]) -> T:
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            return call()
-        except NotReady:
-            if time.monotonic() > deadline:
-                raise
-        time.sleep(0.3)
+    return until_ready(call, PATIENCE_S, 0.3)
 
 
 class OpenStackHarness:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from activities.drill import last_passed, records_of
+from activities.drill import last_passed
 from drivers.memory import MemoryCloud
-from tests.workflows.bench import MIB, Before, Orchestrator
+from tests.workflows.bench import Orchestrator
+from tests.workflows.drills import assert_untouched, records, rehearsed_vm
 from whimbrel.contracts import verbs
 from whimbrel.errors import Conflict
-from whimbrel.model.drill import DrillRecord
-from whimbrel.model.facts import NetworkFacts
-from whimbrel.model.progress import MigrationReport
 from whimbrel.model.vm import Power
 
 Run = Callable[..., Any]
 DAY_S = 86400.0
-
-
-def _vm(orchestrator: Orchestrator) -> Before:
-    orchestrator.source.add_vm("app01", disks=((4 * MIB, "qcow2"), (2 * MIB, "raw")))
-    orchestrator.source.write_disk("app01", "vda", 65536, os.urandom(MIB))
-    orchestrator.source.write_disk("app01", "vdb", 0, os.urandom(MIB))
-    orchestrator.target.add_network(NetworkFacts(name="drill-net", isolated=True))
-    return orchestrator.before("app01")
 
 
 def _plan(orchestrator: Orchestrator, **changes: Any) -> Any:
@@ -35,23 +24,9 @@ def _plan(orchestrator: Orchestrator, **changes: Any) -> Any:
     return orchestrator.plan("app01", **{"drill": drill, **changes})
 
 
-def _records(orchestrator: Orchestrator, before: Before) -> list[DrillRecord]:
-    directory = records_of(orchestrator.state_dir, orchestrator.source_name, before.spec.ref)
-    found = directory.glob("*.json") if directory.is_dir() else ()
-    return [DrillRecord.model_validate_json(path.read_text()) for path in found]
-
-
-def _assert_untouched(orchestrator: Orchestrator, report: MigrationReport, before: Before) -> None:
-    now = orchestrator.before("app01")
-    assert now.spec == before.spec
-    assert now.content == before.content
-    assert MemoryCloud(orchestrator.target_name).compute.inventory() == []
-    orchestrator.assert_nothing_left(report)
-
-
 @pytest.mark.parametrize("hydrate", [False, True])
 def test_a_drill_passes_and_leaves_its_record_only(orchestrator: Orchestrator, run: Run, hydrate: bool) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
     seen: list[str] = []
 
     def guest(ref: str) -> None:
@@ -66,9 +41,9 @@ def test_a_drill_passes_and_leaves_its_record_only(orchestrator: Orchestrator, r
         report = await (await orchestrator.rehearse(plan)).report()
         assert report.outcome == "completed", report.reason
         assert report.status.mode == "drill"
-        _assert_untouched(orchestrator, report, before)
+        assert_untouched(orchestrator, report, before)
         assert set(seen) == {"drill-net"}
-        (record,) = _records(orchestrator, before)
+        (record,) = records(orchestrator, before)
         assert record.passed
         assert record.hydrated is hydrate
         assert record.compared is hydrate
@@ -81,7 +56,7 @@ def test_a_drill_passes_and_leaves_its_record_only(orchestrator: Orchestrator, r
 
 
 def test_a_drill_that_fails_is_taken_down_and_recorded_as_failed(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         checks = [{"kind": "console", "pattern": "never shown"}]
@@ -89,8 +64,8 @@ def test_a_drill_that_fails_is_taken_down_and_recorded_as_failed(orchestrator: O
         report = await (await orchestrator.rehearse(plan)).report()
         assert report.outcome == "rolled_back"
         assert "the drill failed" in report.reason
-        _assert_untouched(orchestrator, report, before)
-        (record,) = _records(orchestrator, before)
+        assert_untouched(orchestrator, report, before)
+        (record,) = records(orchestrator, before)
         assert not record.passed
         assert "never shown" in record.why
         assert last_passed(orchestrator.state_dir, orchestrator.source_name, before.spec.ref) is None
@@ -100,7 +75,7 @@ def test_a_drill_that_fails_is_taken_down_and_recorded_as_failed(orchestrator: O
 
 @pytest.mark.parametrize("activity", ["volume.ensure", "point.open", "stream.serve", "compute.ensure_vm"])
 def test_a_step_that_fails_is_not_held_for_anybody(orchestrator: Orchestrator, run: Run, activity: str) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         orchestrator.fail(
@@ -108,14 +83,14 @@ def test_a_step_that_fails_is_not_held_for_anybody(orchestrator: Orchestrator, r
         )
         report = await (await orchestrator.rehearse(_plan(orchestrator))).report()
         assert report.outcome == "rolled_back"
-        _assert_untouched(orchestrator, report, before)
+        assert_untouched(orchestrator, report, before)
 
     run(story())
 
 
 @pytest.mark.parametrize("door", ["stream.serve", "compute.start", "health.check"])
 def test_a_drill_can_be_called_off(orchestrator: Orchestrator, run: Run, door: str) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         held = orchestrator.hold(door)
@@ -128,26 +103,26 @@ def test_a_drill_can_be_called_off(orchestrator: Orchestrator, run: Run, door: s
         held.open()
         report = await started.report()
         assert report.outcome == "rolled_back"
-        _assert_untouched(orchestrator, report, before)
-        assert _records(orchestrator, before) == []
+        assert_untouched(orchestrator, report, before)
+        assert records(orchestrator, before) == []
 
     run(story())
 
 
 def test_a_network_with_a_way_out_is_refused(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         report = await (await orchestrator.rehearse(_plan(orchestrator, drill={"networks": {"*": "default"}}))).report()
         assert report.outcome == "refused"
         assert "drill.isolated" in report.reason
-        _assert_untouched(orchestrator, report, before)
+        assert_untouched(orchestrator, report, before)
 
     run(story())
 
 
 def test_a_migration_that_requires_a_drill_waits_for_a_passed_one(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator, mode="cold", require_drill_s=14 * DAY_S)

@@ -2,53 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from activities.drill import records_of
 from drivers.memory import MemoryCloud
-from tests.workflows.bench import MIB, Before, Orchestrator
+from tests.workflows.bench import Orchestrator
+from tests.workflows.drills import assert_untouched, rehearsed_vm, the_record
 from whimbrel.contracts import verbs
 from whimbrel.errors import Conflict, Unavailable
-from whimbrel.model.drill import DrillRecord
-from whimbrel.model.facts import NetworkFacts
-from whimbrel.model.progress import MigrationReport
 
 Run = Callable[..., Any]
 DRILL = {"networks": {"*": "drill-net"}, "timeout_s": 8.0, "hydrate": True}
-
-
-def _vm(orchestrator: Orchestrator) -> Before:
-    orchestrator.source.add_vm("app01", disks=((4 * MIB, "qcow2"), (2 * MIB, "raw")))
-    orchestrator.source.write_disk("app01", "vda", 65536, os.urandom(MIB))
-    orchestrator.source.write_disk("app01", "vdb", 0, os.urandom(MIB))
-    orchestrator.target.add_network(NetworkFacts(name="drill-net", isolated=True))
-    return orchestrator.before("app01")
 
 
 def _plan(orchestrator: Orchestrator, *, drill: dict[str, Any] | None = None, **changes: Any) -> Any:
     return orchestrator.plan("app01", **{"drill": {**DRILL, **(drill or {})}, **changes})
 
 
-def _record(orchestrator: Orchestrator, before: Before) -> DrillRecord:
-    (path,) = records_of(orchestrator.state_dir, orchestrator.source_name, before.spec.ref).glob("*.json")
-    return DrillRecord.model_validate_json(path.read_text())
-
-
-def _assert_untouched(orchestrator: Orchestrator, report: MigrationReport, before: Before) -> None:
-    now = orchestrator.before("app01")
-    assert now.spec == before.spec
-    assert now.content == before.content
-    assert MemoryCloud(orchestrator.target_name).compute.inventory() == []
-    orchestrator.assert_nothing_left(report)
-
-
 @pytest.mark.parametrize("how", ["auto", "copy"])
 def test_the_copy_boots_on_the_isolated_network_and_goes(orchestrator: Orchestrator, run: Run, how: str) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
     if how == "auto":
         orchestrator.target.set_capabilities(serve_disks=False)
     seen: dict[str, bytes] = {}
@@ -65,11 +40,11 @@ def test_the_copy_boots_on_the_isolated_network_and_goes(orchestrator: Orchestra
     async def story() -> None:
         report = await (await orchestrator.rehearse(_plan(orchestrator, drill={"data": how}))).report()
         assert report.outcome == "completed", report.reason
-        _assert_untouched(orchestrator, report, before)
+        assert_untouched(orchestrator, report, before)
         assert seen == before.content
         assert set(networks) == {"drill-net"}
         assert "stream.serve" not in orchestrator.started()
-        record = _record(orchestrator, before)
+        record = the_record(orchestrator, before)
         assert (record.passed, record.copied, record.compared, record.from_copy) == (True, True, True, False)
         assert record.frozen_at is not None
         assert record.figures is None
@@ -78,42 +53,42 @@ def test_the_copy_boots_on_the_isolated_network_and_goes(orchestrator: Orchestra
 
 
 def test_where_the_plan_wants_a_stream_nothing_is_copied(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
     orchestrator.target.set_capabilities(serve_disks=False)
 
     async def story() -> None:
         report = await (await orchestrator.rehearse(_plan(orchestrator, drill={"data": "stream"}))).report()
         assert report.outcome == "refused"
         assert "drill.data: auto" in report.reason
-        _assert_untouched(orchestrator, report, before)
+        assert_untouched(orchestrator, report, before)
 
     run(story())
 
 
 def test_without_hydrate_nothing_is_compared(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator, drill={"data": "copy", "hydrate": False})
         report = await (await orchestrator.rehearse(plan)).report()
         assert report.outcome == "completed", report.reason
         assert "compare.disk" not in orchestrator.started()
-        assert not _record(orchestrator, before).compared
-        _assert_untouched(orchestrator, report, before)
+        assert not the_record(orchestrator, before).compared
+        assert_untouched(orchestrator, report, before)
 
     run(story())
 
 
 @pytest.mark.parametrize("activity", ["volume.open_writer", "copy.disk", "compare.disk", "compute.start"])
 def test_a_step_that_fails_ends_it_and_leaves_nothing(orchestrator: Orchestrator, run: Run, activity: str) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         orchestrator.fail(activity, lambda: Conflict("no"), fits=_is_the_drills)
         report = await (await orchestrator.rehearse(_plan(orchestrator, drill={"data": "copy"}))).report()
         assert report.outcome == "rolled_back", report.reason
-        assert not _record(orchestrator, before).passed
-        _assert_untouched(orchestrator, report, before)
+        assert not the_record(orchestrator, before).passed
+        assert_untouched(orchestrator, report, before)
 
     run(story())
 
@@ -124,21 +99,21 @@ def _is_the_drills(wanted: Any) -> bool:
 
 
 def test_a_copy_that_breaks_off_goes_on(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         orchestrator.fail("copy.disk", lambda: Unavailable("the export has gone"))
         report = await (await orchestrator.rehearse(_plan(orchestrator, drill={"data": "copy"}))).report()
         assert report.outcome == "completed", report.reason
-        assert _record(orchestrator, before).compared
-        _assert_untouched(orchestrator, report, before)
+        assert the_record(orchestrator, before).compared
+        assert_untouched(orchestrator, report, before)
 
     run(story())
 
 
 @pytest.mark.parametrize("door", ["copy.disk", "compute.start", "health.check"])
 def test_it_can_be_called_off(orchestrator: Orchestrator, run: Run, door: str) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         held = orchestrator.hold(door)
@@ -148,13 +123,13 @@ def test_it_can_be_called_off(orchestrator: Orchestrator, run: Run, door: str) -
         held.open()
         report = await drill.report()
         assert report.outcome == "rolled_back"
-        _assert_untouched(orchestrator, report, before)
+        assert_untouched(orchestrator, report, before)
 
     run(story())
 
 
 def test_a_running_migrations_copy_is_copied_once_more(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(
@@ -167,7 +142,7 @@ def test_a_running_migrations_copy_is_copied_once_more(orchestrator: Orchestrato
         report = await (await orchestrator.rehearse(plan, from_copy=True)).report()
         assert report.outcome == "completed", report.reason
         assert report.leftovers == ()
-        record = _record(orchestrator, before)
+        record = the_record(orchestrator, before)
         assert (record.passed, record.copied, record.compared, record.from_copy) == (True, True, True, True)
         await migrated.say(verbs.CUTOVER)
         orchestrator.assert_moved(await migrated.report(), before)

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 
-from activities.drill import records_of
 from drivers.memory import MemoryCloud
 from drivers.memory.state import cloud_state
-from tests.workflows.bench import MIB, Before, Migrated, Orchestrator
+from tests.workflows.bench import MIB, Migrated, Orchestrator
+from tests.workflows.drills import rehearsed_vm, the_record
 from whimbrel.contracts import verbs
 from whimbrel.contracts.lending import COPY_RETURNED_SIGNAL, COPY_WANTED_SIGNAL, CopyReturned, CopyWanted
 from whimbrel.errors import Conflict, Unavailable, Unsupported
-from whimbrel.model.drill import DrillRecord
-from whimbrel.model.facts import NetworkFacts
 from whimbrel.model.progress import MigrationReport, Phase
 
 Run = Callable[..., Any]
@@ -27,21 +25,8 @@ WAITING = {"cutover": "manual", "min_interval_s": 600.0, "max_interval_s": 600.0
 DRILL = {"networks": {"*": "drill-net"}, "timeout_s": 8.0, "hydrate": True}
 
 
-def _vm(orchestrator: Orchestrator) -> Before:
-    orchestrator.source.add_vm("app01", disks=((4 * MIB, "qcow2"), (2 * MIB, "raw")))
-    orchestrator.source.write_disk("app01", "vda", 65536, os.urandom(MIB))
-    orchestrator.source.write_disk("app01", "vdb", 0, os.urandom(MIB))
-    orchestrator.target.add_network(NetworkFacts(name="drill-net", isolated=True))
-    return orchestrator.before("app01")
-
-
 def _plan(orchestrator: Orchestrator, **changes: Any) -> Any:
     return orchestrator.plan("app01", **{"drill": DRILL, "rounds": ROUNDS, **changes})
-
-
-def _record(orchestrator: Orchestrator, before: Before) -> DrillRecord:
-    (path,) = records_of(orchestrator.state_dir, orchestrator.source_name, before.spec.ref).glob("*.json")
-    return DrillRecord.model_validate_json(path.read_text())
 
 
 def _frozen(orchestrator: Orchestrator) -> list[str]:
@@ -62,7 +47,7 @@ async def _cut_over(migrated: Migrated) -> MigrationReport:
 
 @pytest.mark.parametrize("mode", ["incremental", "streaming"])
 def test_rounds_go_on_while_the_copy_is_rehearsed(orchestrator: Orchestrator, run: Run, mode: str) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
     stream = {"stream": {"precopy": True}} if mode == "streaming" else {}
 
     async def story() -> None:
@@ -81,7 +66,7 @@ def test_rounds_go_on_while_the_copy_is_rehearsed(orchestrator: Orchestrator, ru
         assert report.outcome == "completed", report.reason
         assert report.leftovers == ()
         assert report.ledger.open_entries() == ()
-        record = _record(orchestrator, before)
+        record = the_record(orchestrator, before)
         assert record.passed
         assert record.from_copy
         assert record.compared
@@ -95,7 +80,7 @@ def test_rounds_go_on_while_the_copy_is_rehearsed(orchestrator: Orchestrator, ru
 
 def test_it_rehearses_the_state_of_a_finished_round(orchestrator: Orchestrator, run: Run) -> None:
     """Waiting between rounds it is lent at once; what the source has written since is not in it."""
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator, rounds=WAITING)
@@ -120,7 +105,7 @@ def test_it_rehearses_the_state_of_a_finished_round(orchestrator: Orchestrator, 
 
 @pytest.mark.parametrize("verb", [verbs.CUTOVER, verbs.ABORT])
 def test_the_migration_takes_its_copy_back(orchestrator: Orchestrator, run: Run, verb: str) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator)
@@ -136,7 +121,7 @@ def test_the_migration_takes_its_copy_back(orchestrator: Orchestrator, run: Run,
         assert failed.outcome == "rolled_back"
         assert "taken back" in failed.reason
         assert failed.leftovers == ()
-        record = _record(orchestrator, before)
+        record = the_record(orchestrator, before)
         assert not record.passed
         assert "taken back" in record.why
         if verb == verbs.CUTOVER:
@@ -148,7 +133,7 @@ def test_the_migration_takes_its_copy_back(orchestrator: Orchestrator, run: Run,
 
 
 def test_without_a_migration_in_its_rounds_it_is_refused(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def refused(plan: Any) -> str:
         report = await (await orchestrator.rehearse(plan, from_copy=True)).report()
@@ -175,7 +160,7 @@ def test_without_a_migration_in_its_rounds_it_is_refused(orchestrator: Orchestra
 
 
 def test_a_mode_without_rounds_has_no_copy(orchestrator: Orchestrator, run: Run) -> None:
-    _vm(orchestrator)
+    rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator, mode="cold")
@@ -193,7 +178,7 @@ def test_a_mode_without_rounds_has_no_copy(orchestrator: Orchestrator, run: Run)
 
 @pytest.mark.parametrize("way", ["fails", "cancelled"])
 def test_a_drill_that_ends_badly_gives_the_copy_back(orchestrator: Orchestrator, run: Run, way: str) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator)
@@ -215,7 +200,7 @@ def test_a_drill_that_ends_badly_gives_the_copy_back(orchestrator: Orchestrator,
 
 
 def test_a_loan_is_carried_over_continue_as_new(orchestrator: Orchestrator, run: Run) -> None:
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         # the drill is held at its checks until the run is continued, which takes a while on a busy machine
@@ -242,7 +227,7 @@ def test_a_loan_is_carried_over_continue_as_new(orchestrator: Orchestrator, run:
 
 def test_the_next_drill_takes_the_place_of_one_that_died(orchestrator: Orchestrator, run: Run) -> None:
     """A terminated drill gives nothing back; a return that nobody waits for harms nobody."""
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator)
@@ -267,7 +252,7 @@ def test_the_next_drill_takes_the_place_of_one_that_died(orchestrator: Orchestra
 
 def test_a_copy_given_back_before_it_was_asked_for_is_not_frozen(orchestrator: Orchestrator, run: Run) -> None:
     """The two signals of a drill that was called off at once may arrive the other way round."""
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator)
@@ -288,7 +273,7 @@ def test_a_copy_given_back_before_it_was_asked_for_is_not_frozen(orchestrator: O
 @pytest.mark.parametrize("act", ["volume.freeze_writer", "volume.thaw_writer"])
 def test_a_worker_that_dies_with_its_answer(orchestrator: Orchestrator, run: Run, act: str) -> None:
     """The work was done and nobody heard of it: the next attempt finds it done."""
-    before = _vm(orchestrator)
+    before = rehearsed_vm(orchestrator)
 
     async def story() -> None:
         plan = _plan(orchestrator)
