@@ -44,7 +44,8 @@ def test_every_service_is_up_within_the_memory_promised(openstack_lab: OpenStack
     states = openstack_lab.status()
     assert [state.name for state in states if not state.healthy] == []
     assert openstack_lab.not_ready("a") == []
-    assert sum(state.memory_mib for state in states) < 3 * 1024 * len(openstack_lab.names)
+    # 2.6 GiB when it has just come up; an hour of tests and a second cloud on its database made it 3.1.
+    assert sum(state.memory_mib for state in states) < 3.5 * 1024
 
 
 def test_bringing_it_up_again_changes_nothing(openstack_lab: OpenStackLab) -> None:
