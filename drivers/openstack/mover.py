@@ -1,8 +1,8 @@
 """What a mover server is made of and told: ``mover:`` in whimbrel.yaml, user data, and what its console says.
 
 A mover server is a small server of ours that serves volumes by NBD over TLS, for volume types whose storage no worker
-reaches. It is made from an image of this repository (``labs/openstack/mover_image.py``), which says on its console by
-which certificate it is known: it makes its own key, so no secret passes through Nova.
+reaches. It is made from an image of ours (``whimbrel/moverimage``), which says on its console by which certificate it
+is known: it makes its own key, so no secret passes through Nova.
 """
 
 from __future__ import annotations

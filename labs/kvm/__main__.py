@@ -13,6 +13,7 @@ from labs.kvm.accel import virt_type
 from labs.kvm.domain import DiskSpec, GuestSpec
 from labs.kvm.errors import LabError
 from labs.kvm.lab import DEFAULT_CLOUDS, KvmLab, labs_on_this_machine
+from whimbrel.errors import WhimbrelError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -115,7 +116,7 @@ def main(argv: list[str] | None = None) -> int:
                 return _status(lab, as_json=arguments.json)
             case _:
                 return _guest(lab, arguments)
-    except (LabError, libvirt.libvirtError) as error:
+    except (LabError, WhimbrelError, libvirt.libvirtError) as error:
         print(f"labs.kvm: {error}", file=sys.stderr)
         return 1
     return 0

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 from pathlib import Path
 
 from labs.kvm.errors import LabError
-from labs.openstack import mover_image
 from labs.openstack.lab import OpenStackLab
 from labs.openstack.layout import CLOUDS
+from whimbrel.errors import WhimbrelError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -25,8 +24,6 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("up-ceph", help="bring Ceph up alone")
     down = commands.add_parser("down", help="end every process of the lab and remove its files")
     down.add_argument("--keep-data", action="store_true", help="leave the files: the next up goes on with them")
-    image = commands.add_parser("mover-image", help="write the image of mover servers (docs/openstack.md)")
-    image.add_argument("file", type=Path)
     commands.add_parser("status", help="what runs; exit 1 if something does not")
     for action in ("start", "stop", "kill", "restart"):
         commands.add_parser(action, help=f"{action} one service").add_argument("service", help="as status names it")
@@ -60,15 +57,11 @@ def main(argv: list[str] | None = None) -> int:
                 lab.up_ceph()
             case "down":
                 lab.down(keep_data=arguments.keep_data)
-            case "mover-image":
-                shutil.copyfile(mover_image.ensure_image(), arguments.file)
-                words = " ".join(f"--property {key}={value}" for key, value in mover_image.PROPERTIES.items())
-                print(f"openstack image create --disk-format raw --file {arguments.file} {words} whimbrel-mover")
             case "status":
                 return _status(lab)
             case action:
                 getattr(lab, action)(arguments.service)
-    except LabError as error:
+    except (LabError, WhimbrelError) as error:
         print(f"labs.openstack: {error}", file=sys.stderr)
         return 1
     return 0

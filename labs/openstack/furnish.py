@@ -8,9 +8,9 @@ from typing import Any
 
 from openstack.connection import Connection
 
-from labs.openstack import mover_image
 from labs.openstack.keystone import identity_of
 from labs.openstack.layout import MAC_PREFIX, PASSWORD, CloudLayout
+from whimbrel.moverimage import upload
 
 TENANT = "shop"
 MEMBER = "member"
@@ -21,7 +21,7 @@ FLAVORS = {"lab.small": (160, 1), "lab.medium": (256, 2), "lab.large": (512, 2)}
 """Name -> (MiB, vCPUs); no ephemeral disk, servers boot from volumes."""
 FILE = "lab_file"
 """On images: name of the file in the lab's cache, which tells one version from another."""
-MOVER_IMAGE = "whimbrel-mover"
+MOVER_IMAGE = upload.IMAGE_NAME
 MOVER_FLAVOR = ("lab.mover", 256, 1, 1)
 """Name, MiB, vCPUs, GiB of the local disk that a server from an image needs."""
 COMPUTE_QUOTA = {"instances": 12, "cores": 20, "ram": 6144}
@@ -64,7 +64,7 @@ def furnish(cloud: CloudLayout, connection: Connection, image: Path, mover: Path
     _ensure_network(cloud, connection, DRILL_NETWORK, physical="drill", gateway=None)
     guest = {"hw_disk_bus": "virtio", "hw_vif_model": "virtio", "os_type": "linux"}
     _ensure_image(connection, IMAGE, image, guest)
-    _ensure_image(connection, MOVER_IMAGE, mover, mover_image.PROPERTIES)
+    _ensure_image(connection, MOVER_IMAGE, mover, upload.PROPERTIES)
 
 
 def _ensure_tenant(connection: Connection) -> None:

@@ -27,7 +27,6 @@ from labs.openstack import (
     keystone,
     libvirtd,
     mariadb,
-    mover_image,
     namespace,
     neutron,
     nova,
@@ -293,7 +292,7 @@ class OpenStackLab:
     def _furnish(self) -> None:
         image = guest_image.ensure_image(self.layout.guest_prefix)
         # a switch in user space passes checksums on as they are (docs/labs.md)
-        mover = mover_image.ensure_image("csum=0 gso=0")
+        mover = guest_image.ensure_mover("csum=0 gso=0")
         ensure_certificates(self.layout.root / "tls")
         for cloud in self._clouds:
             self._wait_ready(cloud)

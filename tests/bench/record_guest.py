@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from labs.kvm.initramfs import newest_kernel
+from whimbrel.moverimage.debian import newest_kernel
 from whimbrel.stream.prefetch.record import pass_through
 from whimbrel.stream.prefetch.summary import summary
 from whimbrel.stream.prefetch.trace import Record, read_trace, write_trace

@@ -158,7 +158,8 @@ def test_every_command_takes_json_and_help(desk: Desk) -> None:
         if line.startswith("  ") and line[2] != " "
     ]
     assert {"plan", "precheck", "migrate", "status", "watch", "cutover", "pause", "resume", "sync-now", "set-bandwidth",
-            "confirm", "rollback", "abort", "report", "doctor", "schema", "version"} <= set(commands)  # fmt: skip
+            "confirm", "rollback", "abort", "report", "doctor", "schema",
+            "mover-image", "version"} <= set(commands)  # fmt: skip
     for command in commands:
         shown = desk(command, "--help")
         assert shown.code == 0

@@ -9,7 +9,8 @@ import gzip
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from labs.kvm.initramfs import BUSYBOX, archive, load_order, modules_of, newest_kernel
+from whimbrel.moverimage.cpio import archive
+from whimbrel.moverimage.debian import BUSYBOX, load_order, modules_of, newest_kernel
 
 INIT = Path(__file__).with_name("agent-init.sh")
 MODULES = ("virtio_pci", "virtio_console")

@@ -17,6 +17,7 @@ from whimbrel.config.clouds import load_text
 from whimbrel.contracts import timeouts
 from whimbrel.contracts.names import SEARCH_ATTRIBUTES
 from whimbrel.contracts.timeouts import TABLE
+from whimbrel.moverimage import bootdisk, contents, debian, upload
 from whimbrel.runtime.settings import WorkerSettings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -176,6 +177,16 @@ def test_examples_of_whimbrel_yaml_load(name: str) -> None:
     assert blocks
     for text in blocks:
         assert load_text(text, name, REPOSITORY).clouds
+
+
+def test_the_mover_image_is_uploaded_as_its_command_says_and_needs_the_packages_named() -> None:
+    text = (REPOSITORY / "docs/openstack.md").read_text()
+    assert "\n".join(["whimbrel mover-image whimbrel-mover.raw", *upload.command(Path("whimbrel-mover.raw"))]) in text
+    told = re.search(r"the packages are ([^(]*)", text)
+    assert told is not None
+    needed = {*contents.PROGRAMS.values(), *bootdisk.PROGRAMS.values(), *bootdisk.FILES.values()}
+    needed |= {debian.KERNEL_PACKAGE, "busybox-static"}
+    assert set(re.findall(r"[a-z0-9-]+", told[1])) - {"and"} == needed
 
 
 def test_ports_of_the_driver_are_those_that_a_firewall_is_told() -> None:

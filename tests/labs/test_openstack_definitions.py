@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import configparser
 import re
-import struct
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +12,7 @@ import yaml
 
 from labs.kvm.errors import LabError
 from labs.openstack import cinder, clouds_yaml, furnish, glance, keystone, neutron, nova, placement
-from labs.openstack.guest_image import BASE_MIB, boot_record, command_line
+from labs.openstack.guest_image import BASE_MIB, command_line
 from labs.openstack.lab import SERVICES, OpenStackLab
 from labs.openstack.layout import CLOUDS, PORTS, OpenStackLayout
 from labs.openstack.libvirtd import without_tls
@@ -201,16 +200,6 @@ def test_a_lab_of_one_cloud_keeps_the_entries_of_the_other(layout: OpenStackLayo
 
 
 # --- image, lock file ------------------------------------------------------------------------------------------------
-
-
-def test_the_boot_record_has_one_active_partition_below_the_guests_data() -> None:
-    record = boot_record(b"\x33" * 440)
-    assert len(record) == 512
-    assert record[510:] == b"\x55\xaa"
-    active, kind, first, count = struct.unpack("<B3xB3xII", record[446:462])
-    assert (active, kind, first) == (0x80, 0x0E, 2048)
-    assert (first + count) * 512 == BASE_MIB << 20
-    assert record[462:510] == bytes(48)
 
 
 def test_the_guest_is_told_where_its_data_begins_and_its_network() -> None:

@@ -20,6 +20,7 @@ from whimbrel.cli import (
     doctor,
     drill,
     migrate,
+    mover_image,
     pause,
     plan,
     precheck,
@@ -50,7 +51,7 @@ app = typer.Typer(
 )
 for module in (
     plan, precheck, drill, migrate, status, watch, cutover, pause, resume, sync_now, set_bandwidth, confirm, rollback,
-    abort, report, doctor, schema, dev_server, version,
+    abort, report, doctor, schema, mover_image, dev_server, version,
 ):  # fmt: skip
     app.command(module.NAME)(module.command)
 
