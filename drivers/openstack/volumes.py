@@ -189,7 +189,9 @@ class OpenStackVolumes:
         ]
 
     def _mark(self, volume: Any, key: str) -> None:
-        """Before the session begins: what has no mark could not be found and closed."""
+        """Before the session begins: what has no mark could not be found and closed. An earlier attempt's mark does."""
+        if (volume.metadata or {}).get(WRITER) == key:
+            return
         with self._connection.using(f"marking volume {volume.name} as written") as conn:
             conn.block_storage.set_volume_metadata(volume.id, **{WRITER: key})
 

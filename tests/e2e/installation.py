@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import pytest
 from temporalio.client import Client, WorkflowHandle
 
 from labs.stage import Stage, WorkerProcess
@@ -18,6 +21,22 @@ from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import MigrationReport
 
 T = TypeVar("T")
+
+
+@contextmanager
+def installed(stage: Stage) -> Iterator[Installation]:
+    """An installation for as long as tests need it."""
+    made = Installation(stage)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def short_name(request: pytest.FixtureRequest, most: int = 20) -> str:
+    """The test's name, as guests and plans can be named."""
+    words = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower().removeprefix("test_"))
+    return words.strip("-")[:most].strip("-")
 
 
 class Installation:

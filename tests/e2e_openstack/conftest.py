@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from labs.kvm import KvmLab
 from labs.openstack import OpenStackLab
 from labs.openstack_stage import OpenStackStage
-from tests.e2e.installation import Installation
+from tests.e2e.installation import Installation, installed, short_name
 from tests.e2e_openstack.scene import Scene, SceneMaker, Site
 
 
@@ -19,11 +18,8 @@ def installation(
     openstack_clouds: OpenStackLab, kvm_lab: KvmLab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
     """Temporal dev server and a worker process on the shared labs."""
-    made = Installation(OpenStackStage.on(tmp_path_factory.mktemp("stage"), openstack_clouds, kvm_lab))
-    try:
+    with installed(OpenStackStage.on(tmp_path_factory.mktemp("stage"), openstack_clouds, kvm_lab)) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
@@ -33,7 +29,7 @@ def new_scene(installation: Installation, request: pytest.FixtureRequest) -> Ite
     made: list[Scene] = []
 
     def make(source: Site | None = None, target: Site | None = None) -> Scene:
-        scene = Scene(installation, _short(request.node.name), source=source, target=target)
+        scene = Scene(installation, short_name(request), source=source, target=target)
         made.append(scene)
         return scene
 
@@ -46,7 +42,3 @@ def new_scene(installation: Installation, request: pytest.FixtureRequest) -> Ite
 def scene(new_scene: SceneMaker) -> Scene:
     """A guest of OpenStack cloud a that is to go to OpenStack cloud b."""
     return new_scene()
-
-
-def _short(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("test_")).strip("-")[:20].strip("-")

@@ -9,7 +9,7 @@ import pytest
 from labs.kvm import KvmLab
 from labs.openstack import OpenStackLab
 from labs.openstack_stage import OpenStackStage
-from tests.e2e.installation import Installation
+from tests.e2e.installation import Installation, installed
 from tests.e2e_openstack.kvm_site import KvmSite
 from tests.e2e_openstack.nova_site import NovaSite
 from tests.e2e_openstack.scene import SceneMaker
@@ -18,16 +18,13 @@ pytestmark = [pytest.mark.openstack, pytest.mark.e2e, pytest.mark.slow, pytest.m
 ROUNDS = {"outage_budget_s": 900.0, "max_rounds": 2}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def installation(
     openstack_lab: OpenStackLab, kvm_lab: KvmLab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
     """As for the other modes, on cloud a alone."""
-    made = Installation(OpenStackStage.on(tmp_path_factory.mktemp("stage"), openstack_lab, kvm_lab))
-    try:
+    with installed(OpenStackStage.on(tmp_path_factory.mktemp("stage"), openstack_lab, kvm_lab)) as made:
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture
