@@ -35,9 +35,9 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_serves_what_it_is_told_to_whom_it_is_told(image: Path, tmp_path: Path) -> None:
-    ensure_certificates(tmp_path / "ours")
+    as_documented(tmp_path / "ours")
     ensure_certificates(tmp_path / "strangers")
-    settings = MoverSettings(image="", flavor="", network="", tls_dir=str(tmp_path / "ours/client"), port=10900)
+    settings = MoverSettings(image="", flavor="", network="", tls_dir=str(tmp_path / "ours"), port=10900)
     served = ServedVolume(VOLUME, SIZE, writable=True)
     with booted(image, tmp_path, settings, served) as (console, port):
         certificate = said(console)
@@ -69,6 +69,18 @@ def test_without_a_config_drive_it_says_so(image: Path, tmp_path: Path) -> None:
     with booted(image, tmp_path, None, ServedVolume(VOLUME, SIZE, writable=True)) as (console, _):
         with pytest.raises(GuestUnbootable, match="no config drive"):
             said(console)
+
+
+def as_documented(directory: Path) -> None:
+    """Keys of clients, made by the commands that operators are given."""
+    directory.mkdir()
+    text = (Path(__file__).resolve().parents[2] / "docs/openstack.md").read_text()
+    script = re.search(r"^### Its clients' keys\n.*?^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+    assert script is not None
+    done = subprocess.run(["sh", "-e"], input=script[1], cwd=directory, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all((directory / name).stat().st_mode & 0o077 == 0 for name in ("ca-key.pem", "client-key.pem"))
+    (directory / "ca-key.pem").unlink()
 
 
 def with_tls(known: NbdEndpoint, **changes: str) -> NbdEndpoint:
