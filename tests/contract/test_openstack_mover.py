@@ -94,6 +94,22 @@ class TestMoverSession(_Mover):
         assert list(harness.cloud.points.owned(ref, migration)) == []
         assert key not in " ".join(harness.cloud.target_facts().leftovers)
 
+    def test_a_writer_is_killed_after_every_call_of_its_opening_and_closing(
+        self, harness: Harness, migration: str
+    ) -> None:
+        assert isinstance(harness, MoverHarness)
+        chosen, key = {"vda": self.volume(harness, migration)}, writer_key(migration)
+        opened_by = killed(harness, lambda cloud: cloud.volumes.open_writer(key, chosen, migration=migration))
+        assert [call.split()[-1] for call in opened_by] == ["metadata", "port", "server"]
+        session = harness.cloud.volumes.open_writer(key, chosen, migration=migration)
+        write_point(session.disk("vda"), 0, b"once")
+        closed_by = killed(harness, lambda cloud: cloud.volumes.close_writer(key))
+        assert [call.split()[1] for call in closed_by] == ["DELETE"] * 3
+        assert key not in " ".join(harness.cloud.target_facts().leftovers)
+        assert harness.read_volume(chosen["vda"])[:4] == b"once"
+        harness.cloud.volumes.ensure_absent(chosen["vda"].name, chosen["vda"].pool, migration=migration)
+        assert list(harness.cloud.volumes.owned(migration)) == []
+
     def test_a_disk_that_a_vm_has_is_not_written(self, harness: Harness, migration: str) -> None:
         vm = harness.cloud.compute.inspect(harness.make_vm([(SIZE, "raw")]))
         with pytest.raises(Unsupported, match="cannot be written"):
