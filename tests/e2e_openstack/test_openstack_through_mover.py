@@ -1,4 +1,4 @@
-"""A migration whose OpenStack side no worker reaches directly: out of cloud a, through mover servers."""
+"""Migrations whose OpenStack side no worker reaches directly: out of cloud a and into it, through mover servers."""
 
 from __future__ import annotations
 
@@ -44,3 +44,13 @@ def test_to_kvm_through_a_mover(new_scene: SceneMaker, stage: OpenStackStage) ->
     rounds = report.status.rounds
     assert [rounds[0].kind, rounds[-1].kind] == ["baseline", "final"]
     assert rounds[-1].sent_bytes < rounds[0].sent_bytes / 2
+
+
+def test_from_kvm_through_a_mover(new_scene: SceneMaker, stage: OpenStackStage) -> None:
+    scene = new_scene(source=KvmSite(stage, "a"), target=NovaSite(stage.openstack.cloud("a"), mover=True))
+    scene.same_length = False
+    scene.boot()
+    running = scene.migrate(rounds=ROUNDS)
+    report = scene.confirm(running, timeout_s=1200)
+    scene.moved(running, report)
+    assert report.status.rounds[-1].sent_bytes < report.status.rounds[0].sent_bytes / 2
