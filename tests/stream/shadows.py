@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import threading
 from collections.abc import Callable, Iterator
 
 from tests.stream.lossy import LossyDisk
@@ -19,13 +21,16 @@ class ShadowServer:
         self.disk = LossyDisk(content)
         self.block_bytes = block_bytes
         self.life = 0
+        self.lock = threading.Lock()
+        """An operation is made in one life or in none: who dies in between has not answered it."""
         self.operations = 0
         self.before: Callable[[int], None] = lambda _count: None
         """Called before each operation with its number; may raise, or kill."""
 
     def die(self, seed: int) -> None:
-        self.life += 1
-        self.disk = LossyDisk(self.disk.crash(random.Random(seed)))
+        with self.lock:
+            self.life += 1
+            self.disk = LossyDisk(self.disk.crash(random.Random(seed)))
 
     def open(self) -> ShadowDevice:
         return ShadowDevice(self)
@@ -51,7 +56,8 @@ class ShadowDevice:
         return SyncLane(self)
 
     def extents(self, start: int = 0, length: int | None = None) -> Iterator[Extent]:
-        return self._disk().extents(start, length)
+        with self._disk() as disk:
+            return disk.extents(start, length)
 
     def changed(self, start: int = 0, length: int | None = None) -> Iterator[Extent]:
         raise NotImplementedError
@@ -59,13 +65,15 @@ class ShadowDevice:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def _disk(self) -> LossyDisk:
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[LossyDisk]:
         server = self._server
         server.operations += 1
         server.before(server.operations)
-        if self._life != server.life:
-            raise Unavailable("the shadow died")
-        return server.disk
+        with server.lock:
+            if self._life != server.life:
+                raise Unavailable("the shadow died")
+            yield server.disk
 
     def _check(self, offset: int, length: int) -> None:
         assert not offset % self.block_bytes
@@ -73,15 +81,19 @@ class ShadowDevice:
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
         self._check(offset, len(buffer))
-        self._disk().read_into(offset, buffer)
+        with self._disk() as disk:
+            disk.read_into(offset, buffer)
 
     def write_from(self, offset: int, data: memoryview) -> None:
         self._check(offset, len(data))
-        self._disk().write_from(offset, data)
+        with self._disk() as disk:
+            disk.write_from(offset, data)
 
     def zero(self, offset: int, length: int, *, may_punch: bool) -> None:
         self._check(offset, length)
-        self._disk().zero(offset, length, may_punch=may_punch)
+        with self._disk() as disk:
+            disk.zero(offset, length, may_punch=may_punch)
 
     def flush(self) -> None:
-        self._disk().flush()
+        with self._disk() as disk:
+            disk.flush()

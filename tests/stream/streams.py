@@ -101,6 +101,10 @@ class Process:
     def ask(self, verb: str, **arguments: object) -> dict[str, Any]:
         return ask(Path(self.config.control_path), verb, **arguments)
 
+    def drain(self) -> None:
+        """Wait until the shadow has everything."""
+        until(lambda: self.ask("drain")["drained"], "end of the drain")
+
     def kill(self) -> None:
         """SIGKILL, and wait for the end."""
         if self._process is not None:

@@ -53,7 +53,7 @@ def test_after_kills_a_drain_brings_everything_acknowledged(spot: Path, kills: i
         server.start()
         assert not server.ask("drain", timeout_s=0.1)["drained"] or not server.status()["protect"]["lacking_changes"]
         overlay.start()
-        assert server.ask("drain")["drained"]
+        server.drain()
         status = server.status()["protect"]
         assert (status["mode"], status["shadow_error"], status["unsettled_chunks"]) == ("journal", None, 0)
         assert (status["lag_bytes"], status["lacking_changes"], status["journal_error"]) == (0, 0, None)
@@ -112,7 +112,7 @@ def test_without_a_drain_the_overlay_is_a_beginning_of_what_was_written(spot: Pa
             assert now >= reached, "the overlay went back"
             reached = now
         overlay.start()
-        assert server.ask("drain")["drained"]
+        server.drain()
         overlay.kill()
         assert overlay.content() == content
     finally:
@@ -140,10 +140,9 @@ def test_writes_go_on_while_the_shadow_is_away_until_the_bound(spot: Path) -> No
         with pytest.raises(TimeoutError):
             client.take()
         client.sock.settimeout(PATIENCE_S)
-        status = server.status()["protect"]
+        status = until(lambda: (s := server.status()["protect"])["shadow_error"] and s, "word of the shadow's loss")
         assert status["lag_bytes"] == bound
         assert status["lag_s"] > 0
-        assert status["shadow_error"] is not None
         reader = RawClient(spot / "nbd")
         assert reader.ask(p.CMD_READ, 0, RECORD) == record(1, 0, 1)
         reader.ask(p.CMD_FLUSH)
@@ -153,7 +152,7 @@ def test_writes_go_on_while_the_shadow_is_away_until_the_bound(spot: Path) -> No
         server.start()
         assert server.status()["protect"]["lag_bytes"] >= bound
         overlay.start()
-        assert server.ask("drain")["drained"]
+        server.drain()
         overlay.kill()
         found = overlay.content()
         for slot in range(64):
@@ -168,23 +167,25 @@ def test_writes_go_on_while_the_shadow_is_away_until_the_bound(spot: Path) -> No
 def test_a_shadow_that_hangs_slows_writes_and_lets_them_go_on(spot: Path) -> None:
     make_source(spot / "source.raw", SIZE)
     overlay = Overlay(spot)
-    protect = ProtectConfig(mode="journal", shadow=overlay.endpoint, max_lag_bytes=16 * RECORD)
+    # A bound in time would make the one in bytes smaller while the shadow hangs.
+    protect = ProtectConfig(mode="journal", shadow=overlay.endpoint, max_lag_bytes=16 * RECORD, max_lag_s=3600)
     server = Process(spot, config_for(spot, SIZE, protect=protect))
     try:
         overlay.start()
         server.start()
         client = RawClient(spot / "nbd")
         client.ask(p.CMD_WRITE, 0, data=b"a" * RECORD)
-        assert server.ask("drain")["drained"]
+        server.drain()
         overlay.signal(signal.SIGSTOP)
         posted = [client.post(p.CMD_WRITE, CHUNK * number, data=b"b" * RECORD) for number in range(1, 33)]
         answered = [client.take()[0] for _ in range(16)]
-        time.sleep(0.3)
         assert server.status()["protect"]["lag_bytes"] == 16 * RECORD
+        # The next one waits from the moment that it is dealt with, which is soon.
+        time.sleep(1.0)
         overlay.signal(signal.SIGCONT)
         answered += [client.take()[0] for _ in range(16)]
         assert sorted(answered) == posted
-        assert server.ask("drain")["drained"]
+        server.drain()
         assert server.status()["protect"]["slowed_s"] > 0.2
     finally:
         overlay.signal(signal.SIGCONT)
@@ -194,8 +195,9 @@ def test_a_shadow_that_hangs_slows_writes_and_lets_them_go_on(spot: Path) -> Non
 
 @pytest.mark.interop
 @pytest.mark.parametrize("rate", [300e3, pytest.param(2e6, marks=pytest.mark.slow)])
-def test_a_slow_shadow_is_never_further_behind_than_said(spot: Path, rate: float) -> None:
+def test_a_slow_shadow_is_never_further_behind_than_said(quick_spot: Path, rate: float) -> None:
     """It works, at a rate that the guest exceeds by far: writes wait, and none is older at any moment."""
+    spot = quick_spot
     content, longest_s = bytearray(make_source(spot / "source.raw", SIZE)), 3.0
     overlay = Overlay(spot)
     overlay.start()
@@ -224,17 +226,21 @@ def test_a_slow_shadow_is_never_further_behind_than_said(spot: Path, rate: float
         until(slow.exists, "link")
         server.start()
         writer.start()
-        began = time.monotonic()
-        seen = []
-        while time.monotonic() - began < 6:
+        began = looked = time.monotonic()
+        seen, stalls = [], []
+        while looked - began < 6:
             seen.append(server.status()["protect"]["lag_s"])
             time.sleep(0.05)
+            looked, before = time.monotonic(), looked
+            stalls.append(looked - before)
         ending.set()
         writer.join(PATIENCE_S)
-        assert max(seen) < longest_s
-        assert server.status()["protect"]["slowed_s"] > 3
-        assert acknowledged[0] > 0.3 * rate * 6
-        assert server.ask("drain")["drained"]
+        # For so long the machine did something else; the shadow stood still then, and the writer.
+        lost_s = sum(stall for stall in stalls if stall > 0.15)
+        assert max(seen) < longest_s + lost_s
+        assert server.status()["protect"]["slowed_s"] > 3 - lost_s
+        assert acknowledged[0] > 0.3 * rate * (6 - lost_s)
+        server.drain()
         overlay.kill()
         assert overlay.content() == content
     finally:

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import initialize, rule
 
+from tests.stream.streams import PATIENCE_S
 from tests.stream.test_mirror_model import CHANGES, CHUNK, CHUNKS, SECTOR, SECTORS, SIZE, LossyMap, MirrorMachine
 from whimbrel.stream.protect import segment
 from whimbrel.stream.protect.change import Change
@@ -73,6 +74,8 @@ class JournalMachine(MirrorMachine):
         self.gate = threading.Event()
         self.gate.set()
         self.ending = threading.Event()
+        self.arming = threading.Lock()
+        """Who has disarmed knows that nothing dies any more."""
         self.armed: tuple[str, str, int] | None = None
         self.operations = 0
         self.seed = 0
@@ -100,27 +103,33 @@ class JournalMachine(MirrorMachine):
 
     def arm(self, victim: str, place: str, operation: int, seed: int) -> None:
         """Let something die at the operation of that number from now, at that place."""
-        self.operations, self.seed = 0, seed
-        self.armed = None if victim == "none" else (victim, place, operation)
+        with self.arming:
+            self.operations, self.seed = 0, seed
+            self.armed = None if victim == "none" else (victim, place, operation)
+
+    def disarm(self) -> None:
+        with self.arming:
+            self.armed = None
 
     def operation(self, place: str) -> None:
         if place == "target" and threading.current_thread().name != "protect":
             return
         if self.dead.is_set():
             raise Stopped
-        armed = self.armed
-        if armed is None or armed[1] != place:
-            return
-        self.operations += 1
-        if self.operations < armed[2]:
-            return
-        self.armed = None
-        if "shadow" in armed[0]:
-            self.shadow.die(self.seed)
-        if armed[0] != "shadow":
-            self.victim = armed[0]
-            self.dead.set()
-            raise Stopped
+        with self.arming:
+            armed = self.armed
+            if armed is None or armed[1] != place:
+                return
+            self.operations += 1
+            if self.operations < armed[2]:
+                return
+            self.armed = None
+            if "shadow" in armed[0]:
+                self.shadow.die(self.seed)
+            if armed[0] != "shadow":
+                self.victim = armed[0]
+                self.dead.set()
+                raise Stopped
 
     def at_shadow(self) -> None:
         if threading.current_thread().name == "journal":
@@ -229,7 +238,7 @@ class JournalMachine(MirrorMachine):
                     break
         if victim != "none" and place in {"shadow", "note"} and self.gate.is_set():
             self.until(lambda: self.dead.is_set() or self.mirror.drain(0.02))
-        self.armed = None
+        self.disarm()
         self.check_shadow()
         if self.dead.is_set():
             self.recover(seed)
@@ -244,7 +253,7 @@ class JournalMachine(MirrorMachine):
             self.check_readable()
             self.check_shadow()
             self.until(lambda: self.dead.is_set() or self.mirror.drain(0.02))
-            self.armed = None
+            self.disarm()
             if not self.dead.is_set():
                 break
         self.rebase(self.floor)
@@ -314,7 +323,7 @@ class JournalMachine(MirrorMachine):
         if len(self.log) <= 12:
             return
         self.gate.set()
-        assert self.mirror.drain(10)
+        assert self.mirror.drain(PATIENCE_S)
         assert not self.mirror.holds(0, CHUNKS)
         self.rebase(len(self.log))
 
@@ -346,7 +355,7 @@ class JournalMachine(MirrorMachine):
             self.machinery.close()
 
     def until(self, done: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while not done():
             if self.wrong is not None:
                 raise self.wrong

@@ -108,7 +108,7 @@ def test_everything_acknowledged_is_in_base_and_overlay(spot: Path, kills: int) 
             assert found[place] in {bytes(content[place]), pending.get(slot)}, f"slot {slot}"
         overlay.start()
         server.start()
-        assert server.ask("drain")["drained"]
+        server.drain()
         status = server.status()["protect"]
         assert (status["mode"], status["shadow_error"], status["unsettled_chunks"]) == ("mirror", None, 0)
         server.ask("set-bandwidth", bytes_per_s=None)
@@ -154,7 +154,7 @@ def test_writes_wait_for_the_shadow_and_reads_do_not(spot: Path) -> None:
         overlay.start()
         server.ask("shadow", endpoint=overlay.endpoint.model_dump(mode="json"))
         assert client.take() == (late, 0, b"")
-        assert server.ask("drain")["drained"]
+        server.drain()
         assert server.status()["protect"]["shadow_error"] is None
         client.close()
         server.kill()

@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from tests.stream.lossy import LossyDisk
 from tests.stream.shadows import ShadowServer
+from tests.stream.streams import PATIENCE_S
 from whimbrel.errors import WhimbrelError
 from whimbrel.stream.chunkmap import ChunkMap, DurableFile, open_map
 from whimbrel.stream.protect.change import Change
@@ -191,7 +192,7 @@ class MirrorMachine(RuleBasedStateMachine):
         assert not failed
         dead = self.dead.is_set()
         if dead:
-            self.mirror._sequence._thread.join(10)
+            self.mirror._sequence._thread.join(PATIENCE_S)
         else:
             assert done == list(range(len(changes)))
             self.shadow.before = lambda _count: None
@@ -215,7 +216,7 @@ class MirrorMachine(RuleBasedStateMachine):
 
     @rule()
     def settle(self) -> None:
-        assert self.mirror.drain(10)
+        assert self.mirror.drain(PATIENCE_S)
         assert not self.mirror.holds(0, CHUNKS)
         for chunk in range(CHUNKS):
             start, end = chunk * CHUNK, min((chunk + 1) * CHUNK, SIZE)

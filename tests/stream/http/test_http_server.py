@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.stream.http.servers import Client, http_config, path_of
-from tests.stream.streams import MIB, make_source, until
+from tests.stream.streams import MIB, PATIENCE_S, make_source, until
 from whimbrel.errors import InvalidPlan
 from whimbrel.stream import StreamConfig, StreamServer
 from whimbrel.stream.http import connection as http_connection
@@ -46,8 +46,11 @@ class Served:
     def http(self) -> Any:
         return self.server.status()["http"]
 
+    def statistics(self) -> Any:
+        return self.server.status()["statistics"]
+
     def raw(self) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE_S)
 
     def hide_source(self) -> None:
         (self.spot / "source.raw").rename(self.spot / "away.raw")
@@ -75,7 +78,7 @@ class Later:
         return self._thread.is_alive()
 
     def get(self) -> bytes:
-        self._thread.join(30)
+        self._thread.join(PATIENCE_S)
         assert self.value is not None
         return self.value
 
@@ -170,7 +173,7 @@ def test_while_the_source_is_away_readers_wait_and_what_is_here_is_served(serve:
     gone.sendall(request(served.config, 12 * MIB, 4096))
     until(lambda: served.http()["connections"] == 5, "all connections")
     gone.close()
-    until(lambda: served.http()["connections"] == 4, "end of the one that hung up", 10)
+    until(lambda: served.http()["connections"] == 4, "end of the one that hung up")
     served.show_source()
     assert waiting.get() == served.content[8 * MIB : 8 * MIB + 4096]
 
@@ -208,14 +211,14 @@ def test_a_copy_is_paused_and_a_guest_is_not(serve: Callable[..., Served]) -> No
 def test_one_that_only_looks_like_a_copy_is_let_go_in_time(
     serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_connection, "PAUSE_HOLD_S", 1.0)
+    monkeypatch.setattr(http_connection, "PAUSE_HOLD_S", 1.0)  # and nobody says resume: that it ends is the proof
     served = serve(background=False)
     client = served.client()
     for number in range(3):
         assert client.read(number * OBJECT, OBJECT) == served.content[number * OBJECT : (number + 1) * OBJECT]
     began = time.monotonic()
     assert client.read(3 * OBJECT, OBJECT) == served.content[3 * OBJECT : 4 * OBJECT]
-    assert 0.9 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 0.9
     assert served.http()["bulk_connections"] == 1
     assert client.read(22 * MIB, 512) == served.content[22 * MIB : 22 * MIB + 512]
     assert served.http()["bulk_connections"] == 0
@@ -229,18 +232,20 @@ def test_bandwidth_limits_copies_alone(serve: Callable[..., Served]) -> None:
     for number in range(4):
         copy.read(number * OBJECT, OBJECT)
     served.server.set_bandwidth(4.0 * MIB)
-    copy.read(4 * OBJECT, OBJECT)
     began = time.monotonic()
+    copy.read(4 * OBJECT, OBJECT)
+    assert time.monotonic() - began > 0.7
+    served.server.set_bandwidth(1024.0)
     slow = served.later(copy, 5 * OBJECT, OBJECT)
     for _ in range(8):
         assert guest.read(0, OBJECT) == served.content[:OBJECT]
     assert slow.waits(0)
+    served.server.set_bandwidth(None)
     assert slow.get() == served.content[5 * OBJECT : 6 * OBJECT]
-    assert 0.7 < time.monotonic() - began < 5
     # what is counted is what has left, a moment after it could be read
     until(lambda: served.http()["bulk"]["sent_bytes"] == 3 * OBJECT, "the last slice to be counted")
-    found = served.http()
-    assert found["demand"]["sent_bytes"] == 512 + 3 * OBJECT + 8 * OBJECT
+    sent = 512 + 3 * OBJECT + 8 * OBJECT
+    until(lambda: served.http()["demand"]["sent_bytes"] == sent, "the last answer to be counted")
 
 
 def test_copies_are_brought_by_the_background(serve: Callable[..., Served]) -> None:
@@ -249,9 +254,11 @@ def test_copies_are_brought_by_the_background(serve: Callable[..., Served]) -> N
     for start in range(0, SIZE, OBJECT):
         length = min(OBJECT, SIZE - start)
         assert client.read(start, length) == served.content[start : start + length]
-    statistics: Any = served.server.status()["statistics"]
+    least = SIZE - served.content.count(0)
+    # A fetch is counted after what waits for it has gone on.
+    until(lambda: served.statistics()["background_bytes"] >= least, "the last fetch to be counted")
+    statistics = served.statistics()
     assert statistics["demand_bytes"] == 0
-    assert statistics["background_bytes"] >= SIZE - served.content.count(0)
     assert statistics["misses"] == 0
     assert served.http()["bulk"]["requests"] == 7
 
