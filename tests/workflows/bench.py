@@ -40,7 +40,7 @@ from whimbrel.runtime.translation import ErrorTranslation
 
 MIB = 1 << 20
 T = TypeVar("T")
-SETTLE_S = 80.0
+SETTLE_S = 240.0
 
 
 class MemoryClouds:
@@ -155,7 +155,7 @@ class Orchestrator:
             "storage": {"*": "default"},
             "rounds": {"min_interval_s": 0.2, "max_interval_s": 1.0, "outage_budget_s": 120.0},
             "stop": {"graceful_timeout_s": 5.0},
-            "health": {"timeout_s": 10.0},
+            "health": {"timeout_s": 60.0},
             "confirm": {"after_s": 0.1, "then": "auto_confirm"},
         }
         return VmPlan.model_validate({**base, **changes})

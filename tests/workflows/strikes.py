@@ -12,7 +12,7 @@ from temporalio import activity
 from temporalio.worker import ActivityInboundInterceptor, ExecuteActivityInput, Interceptor
 
 When = Literal["before", "after"]
-HELD_AT_MOST_S = 60.0
+HELD_AT_MOST_S = 240.0
 
 
 @dataclass

@@ -81,5 +81,5 @@ def test_a_rollback_after_it_undoes_what_the_first_run_made(orchestrator: Orches
         return report, await _runs(migrated)
 
     report, runs = run(story())
-    assert len(runs) == 2
+    assert len(runs) >= 2
     orchestrator.assert_given_back(report, before)

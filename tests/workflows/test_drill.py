@@ -20,7 +20,7 @@ DAY_S = 86400.0
 
 
 def _plan(orchestrator: Orchestrator, **changes: Any) -> Any:
-    drill = {"networks": {"*": "drill-net"}, "timeout_s": 8.0, **changes.pop("drill", {})}
+    drill = {"networks": {"*": "drill-net"}, "timeout_s": 60.0, **changes.pop("drill", {})}
     return orchestrator.plan("app01", **{"drill": drill, **changes})
 
 

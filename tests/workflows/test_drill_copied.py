@@ -14,7 +14,7 @@ from whimbrel.contracts import verbs
 from whimbrel.errors import Conflict, Unavailable
 
 Run = Callable[..., Any]
-DRILL = {"networks": {"*": "drill-net"}, "timeout_s": 8.0, "hydrate": True}
+DRILL = {"networks": {"*": "drill-net"}, "timeout_s": 60.0, "hydrate": True}
 
 
 def _plan(orchestrator: Orchestrator, *, drill: dict[str, Any] | None = None, **changes: Any) -> Any:

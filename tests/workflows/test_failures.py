@@ -111,7 +111,7 @@ def test_a_cutover_that_fails_is_taken_back(orchestrator: Orchestrator, run: Run
 
     async def story() -> MigrationReport:
         migrated = await orchestrator.start(
-            orchestrator.plan("app01", rounds={"cutover": "manual", "min_interval_s": 20.0, "max_interval_s": 20.0})
+            orchestrator.plan("app01", rounds={"cutover": "manual", "min_interval_s": 3600.0, "max_interval_s": 3600.0})
         )
         await migrated.until(lambda now: now.rounds_done == 2)
         orchestrator.fail(activity, lambda: Conflict("somebody is in the way"), fits=fits, when=when)

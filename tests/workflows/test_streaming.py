@@ -124,7 +124,7 @@ def test_a_shadow_that_dies_as_the_operator_confirms_holds_nobody_up(
         server = orchestrator.streams.server("vdb")
         told: list[Exception | None] = []
         assert server.protection is not None
-        assert server.protection.drain(10)
+        assert server.protection.drain(60)
         server.protection.shadow.use(gone)
         server.protection.submit(Change("write", 4096, len(MARK), memoryview(MARK), done=told.append))
         await started.say(verbs.CONFIRM)
@@ -253,7 +253,7 @@ def test_pause_and_bandwidth_while_it_hydrates(orchestrator: Orchestrator, run: 
     before = _vm(orchestrator)
 
     async def story() -> None:
-        started = await orchestrator.start(_plan(orchestrator, bandwidth_bytes_per_s=100e3))
+        started = await orchestrator.start(_plan(orchestrator, bandwidth_bytes_per_s=20e3))
         await started.phase(Phase.HYDRATE)
         await started.say(verbs.PAUSE)
         server = orchestrator.streams.server()

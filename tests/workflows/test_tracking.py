@@ -103,8 +103,8 @@ def test_a_hypervisor_that_dies_under_the_copy(orchestrator: Orchestrator, run: 
 
     async def story() -> MigrationReport:
         plan = orchestrator.plan("app01", bandwidth_bytes_per_s=8.0 * MIB, rounds={"cutover": "manual"})
-        migrated = await orchestrator.start(plan)
         held = orchestrator.hold("copy.disk")
+        migrated = await orchestrator.start(plan)
         await orchestrator.reached(held)
         orchestrator.source.crash_hypervisor("app01")
         orchestrator.source.set_power("app01", Power.RUNNING)

@@ -32,7 +32,7 @@ def test_pause_in_the_baseline_stops_the_copy_and_resume_goes_on(orchestrator: O
     before = _vm(orchestrator, BIG)
 
     async def story() -> MigrationReport:
-        plan = orchestrator.plan("app01", bandwidth_bytes_per_s=4.0 * MIB, rounds={"cutover": "manual"})
+        plan = orchestrator.plan("app01", bandwidth_bytes_per_s=2.0 * MIB, rounds={"cutover": "manual"})
         migrated = await orchestrator.start(plan)
         await migrated.phase(Phase.BASELINE)
         await _half_way(orchestrator)
@@ -63,7 +63,7 @@ def _copied(orchestrator: Orchestrator) -> int:
 
 
 async def _half_way(orchestrator: Orchestrator) -> None:
-    for _ in range(1000):
+    for _ in range(5000):
         if _copied(orchestrator) >= 2 * MIB:
             return
         await asyncio.sleep(0.02)
@@ -73,7 +73,7 @@ async def _half_way(orchestrator: Orchestrator) -> None:
 async def _still(orchestrator: Orchestrator) -> None:
     """Wait until nothing is written for half a second."""
     last, same = -1, 0
-    for _ in range(200):
+    for _ in range(1000):
         now = _copied(orchestrator)
         same = same + 1 if now == last else 0
         if same >= 5:
@@ -115,7 +115,7 @@ def test_another_bandwidth_reaches_the_running_copy(orchestrator: Orchestrator, 
 
 
 async def orchestrator_started(orchestrator: Orchestrator, activity: str) -> None:
-    for _ in range(1000):
+    for _ in range(5000):
         if activity in orchestrator.started():
             return
         await asyncio.sleep(0.02)
@@ -140,7 +140,7 @@ def test_sync_now_and_pause_in_the_rounds(orchestrator: Orchestrator, run: Run) 
         assert "paused" in await migrated.refused(verbs.SYNC_NOW)
         await migrated.say(verbs.RESUME)
         await migrated.say(verbs.SYNC_NOW)
-        await migrated.until(lambda now: now.rounds_done == 4)
+        await migrated.until(lambda now: now.rounds_done >= 4)
         assert "nothing to confirm" in await migrated.refused(verbs.CONFIRM)
         await migrated.say(verbs.CUTOVER)
         return await migrated.report()
