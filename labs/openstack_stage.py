@@ -10,8 +10,9 @@ from labs.kvm import KvmLab
 from labs.kvm.accel import virt_type
 from labs.openstack import OpenStackLab, ceph
 from labs.openstack.processes import pid_of
+from labs.ports import lend_port
 from labs.stage import CLOUD_NAMES, Stage
-from whimbrel.runtime.devserver import DevServer, free_port
+from whimbrel.runtime.devserver import DevServer
 
 ACCOUNTS = {"": "-member", "-admin": "-tenant-admin", "-mover": "-member", "-pair": "-member"}
 """End of a cloud's name in plans -> end of its entry in the lab's clouds.yaml; a pair has the admin's beside it."""
@@ -56,7 +57,7 @@ class OpenStackStage(Stage):
     def on(cls, directory: Path, openstack: OpenStackLab, kvm: KvmLab | None) -> OpenStackStage:
         """A stage under ``directory``; without ``kvm`` it has the OpenStack clouds alone."""
         directory.mkdir(parents=True, exist_ok=True)
-        server = DevServer(directory / "temporal", free_port(), free_port())
+        server = DevServer(directory / "temporal", lend_port(), lend_port())
         return cls(directory=directory, lab=kvm or cast(KvmLab, NoKvm()), server=server, openstack=openstack)
 
     @property

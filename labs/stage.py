@@ -20,8 +20,9 @@ import yaml
 from temporalio.client import Client
 
 from labs.kvm import KvmLab
+from labs.ports import lend_port
 from whimbrel.runtime.connect import connect
-from whimbrel.runtime.devserver import DevServer, free_port
+from whimbrel.runtime.devserver import DevServer
 from whimbrel.runtime.search_attributes import ensure_search_attributes
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -81,7 +82,7 @@ class Stage:
     def at(cls, directory: Path, *, lab: KvmLab | None = None, own_server: bool = True) -> Stage:
         """A stage under ``directory``; a lab that is up already may be shared."""
         directory.mkdir(parents=True, exist_ok=True)
-        server = DevServer(directory / "temporal", free_port(), free_port())
+        server = DevServer(directory / "temporal", lend_port(), lend_port())
         return cls(directory=directory, lab=lab or KvmLab(directory / "lab"), server=server, own_server=own_server)
 
     async def up(self) -> Client:

@@ -24,6 +24,7 @@ from temporalio.common import SearchAttributeKey
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
+from labs.ports import lend_port
 from tests.cli import standin
 from whimbrel.cli.app import run
 from whimbrel.contracts.names import CONTROL_QUEUE, SEARCH_ATTRIBUTES, data_queue
@@ -71,6 +72,7 @@ class Server:
             async with await WorkflowEnvironment.start_local(
                 data_converter=DATA_CONVERTER,
                 search_attributes=[_KEYS[kind](name) for name, kind in SEARCH_ATTRIBUTES.items()],
+                port=lend_port(),
                 dev_server_existing_path=temporal_binary(),
                 dev_server_extra_args=["--namespace", EMPTY_NAMESPACE],
                 dev_server_log_level="error",

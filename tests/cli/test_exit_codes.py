@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from labs.ports import lend_port
 from tests.cli.conftest import EMPTY_NAMESPACE, REPOSITORY, Desk
 from whimbrel.cli.exit_code import ExitCode
-from whimbrel.runtime.devserver import free_port
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -125,7 +125,7 @@ def test_live_bars_on_a_terminal(desk: Desk) -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_the_dev_server_leaves_nothing_running(tmp_path: Path, ending: signal.Signals) -> None:
-    port, ui_port = free_port(), free_port()
+    port, ui_port = lend_port(), lend_port()
     words: list[str | Path] = [
         "dev-server",
         "--directory",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -15,13 +14,6 @@ START_S = 60.0
 def run(*argv: str) -> str:
     """Run a program to its end; its standard output."""
     return subprocess.run(argv, check=True, capture_output=True, text=True, timeout=100).stdout
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

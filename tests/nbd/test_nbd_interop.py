@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nbd.programs import free_port, nbdkit, qemu_nbd, run, running
+from labs.ports import lend_port
+from tests.nbd.programs import nbdkit, qemu_nbd, run, running
 from whimbrel.errors import BaseLost, NotFound, PermissionDenied, QuotaExceeded, Unavailable, WhimbrelError
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.extent import Extent, merge
@@ -124,7 +125,7 @@ def test_qemu_nbd_written_bytes_are_on_the_disk(short_dir: Path, form: str) -> N
 
 def test_qemu_nbd_over_tcp(short_dir: Path) -> None:
     path, content = image(short_dir, "raw")
-    port = free_port()
+    port = lend_port()
     argv = ["qemu-nbd", "-t", "-e", "8", "-r", "-f", "raw", "-b", "127.0.0.1", "-p", str(port), str(path)]
     with running(*argv, port=port), opened(NbdEndpoint(host="127.0.0.1", port=port)) as device:
         assert read_all(device.lane(), SIZE) == content
@@ -246,8 +247,9 @@ def test_nbdkit_errors_belong_to_their_request(short_dir: Path) -> None:
 
 def test_nbdkit_that_answers_late_is_a_stall(short_dir: Path) -> None:
     with nbdkit(short_dir, "--filter=delay", "memory", "64M", "rdelay=20") as sock:
-        with opened(at(sock), timeout_s=1.0) as device:
+        with opened(at(sock)) as device:
             lane = device.lane()
+            lane.patience(1.0)
             lane.submit_read(0, memoryview(bytearray(4096)))
             with pytest.raises(Unavailable, match="stalls"):
                 lane.reap()
@@ -284,7 +286,8 @@ def test_a_killed_server(short_dir: Path) -> None:
 
 def test_more_connections_than_the_server_serves(short_dir: Path) -> None:
     path, _ = image(short_dir, "raw")
-    with qemu_nbd(short_dir, path, shared=1) as sock, opened(at(sock), timeout_s=1.0) as device:
+    with qemu_nbd(short_dir, path, shared=1) as sock, opened(at(sock)) as device:
+        device._timeout_s = 1.0
         with pytest.raises(Unavailable) as caught:
             device.lane()
         assert "clients" in caught.value.action or "server" in caught.value.action

@@ -271,7 +271,8 @@ def test_an_error_after_some_data_fails_the_read(scripted_lane: LaneTo) -> None:
 
 
 def test_silence_is_a_stall_only_while_something_is_in_flight(scripted_lane: LaneTo) -> None:
-    lane = scripted_lane(silence, timeout_s=0.3)
+    lane = scripted_lane(silence)
+    lane.patience(0.3)
     time.sleep(0.6)
     before = time.monotonic()
     with pytest.raises(Unavailable, match="stalls") as caught:
@@ -284,13 +285,16 @@ def test_a_stall_in_the_middle_of_a_payload(scripted_lane: LaneTo) -> None:
     def answer(session: Session, asked: Asked) -> None:
         session.send(struct.pack(">IHHQIQ", 0x668E33EF, 1, 1, asked.cookie, 8 + 8192, asked.offset) + DATA[:100])
 
+    lane = scripted_lane(each(answer))
+    lane.patience(0.3)
     with pytest.raises(Unavailable, match="stalls"):
-        read(scripted_lane(each(answer), timeout_s=0.3))
+        read(lane)
 
 
 def test_a_server_that_never_reads_stalls_the_sender(scripted_lane: LaneTo) -> None:
     stop = threading.Event()
-    lane = scripted_lane(lambda _: (stop.wait(60), None)[1], timeout_s=0.5)
+    lane = scripted_lane(lambda _: (stop.wait(60), None)[1])
+    lane.patience(0.5)
 
     def fill() -> None:
         for _ in range(64):

@@ -184,7 +184,8 @@ def test_refused_stalled_and_dead_block_status(serve: Serve) -> None:
         raise EOFError
 
     for script, expected in ((refuse, PermissionDenied), (silence, Unavailable), (die, Unavailable)):
-        device = open_nbd(serve(script), timeout_s=0.5)
+        device = open_nbd(serve(script))
+        device._status_lane.patience(0.5)
         with pytest.raises(expected):
             list(device.extents())
         device.close()

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nbd.programs import free_port, run, running
+from labs.ports import lend_port
+from tests.nbd.programs import run, running
 from whimbrel.errors import AuthFailed, InvalidPlan, Unavailable, WhimbrelError
 from whimbrel.model.endpoint import NbdEndpoint, TlsPaths
 from whimbrel.nbd import list_exports, open_nbd
@@ -56,7 +57,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextlib.contextmanager
 def tls_server(pki: Path, directory: Path, program: str, *, verify: bool = True) -> Iterator[int]:
     """A server of 64 MiB that insists on TLS; its port."""
-    port = free_port()
+    port = lend_port()
     if program == "nbdkit":
         argv = ["nbdkit", "-f", "-p", str(port), "-i", "127.0.0.1", "--tls=require"]
         argv += [f"--tls-certificates={pki / 'server'}", *(["--tls-verify-peer"] if verify else []), "memory", "64M"]
@@ -145,7 +146,7 @@ def test_a_client_without_certificate_where_none_is_asked_for(pki: Path, short_d
 
 
 def test_close_interrupts_a_tls_lane(pki: Path, short_dir: Path) -> None:
-    port = free_port()
+    port = lend_port()
     argv = ["nbdkit", "-f", "-p", str(port), "-i", "127.0.0.1", "--tls=require", "--filter=delay"]
     argv += [f"--tls-certificates={pki / 'server'}", "memory", "64M", "rdelay=30"]
     with running(*argv, port=port):
@@ -161,12 +162,13 @@ def test_close_interrupts_a_tls_lane(pki: Path, short_dir: Path) -> None:
 
 
 def test_a_tls_server_that_stalls(pki: Path, short_dir: Path) -> None:
-    port = free_port()
+    port = lend_port()
     argv = ["nbdkit", "-f", "-p", str(port), "-i", "127.0.0.1", "--tls=require", "--filter=delay"]
     argv += [f"--tls-certificates={pki / 'server'}", "memory", "64M", "rdelay=20"]
     with running(*argv, port=port):
-        device = open_nbd(to(port, pki / "guest"), timeout_s=2)
+        device = open_nbd(to(port, pki / "guest"), timeout_s=60)
         lane = device.lane()
+        lane.patience(2.0)
         lane.submit_read(0, memoryview(bytearray(4096)))
         with pytest.raises(Unavailable, match="stalls"):
             lane.reap()

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import activities.probe
+from labs.ports import lend_port
 from tests.workflows.bench import MIB, Migrated, Orchestrator, control_worker
 from tests.workflows.sharing import share, shared_plan
 from whimbrel.contracts import verbs
 from whimbrel.errors import BaseLost, Conflict, Unavailable
 from whimbrel.model.facts import NetworkFacts
 from whimbrel.model.progress import Phase
-from whimbrel.runtime.devserver import DevServer, free_port
+from whimbrel.runtime.devserver import DevServer
 from whimbrel.runtime.exits import run_and_leave
 
 HISTORIES = Path(__file__).parent / "histories"
@@ -167,7 +168,7 @@ def anonymous(history: str) -> str:
 
 async def record(name: str, story: Story, directory: Path) -> None:
     """Run one story to its end and keep the history of every run of it."""
-    server = DevServer(directory / name, free_port(), free_port(), {"limit.historyCount.suggestContinueAsNew": "250"})
+    server = DevServer(directory / name, lend_port(), lend_port(), {"limit.historyCount.suggestContinueAsNew": "250"})
     server.start()
     try:
         client = await server.ready()

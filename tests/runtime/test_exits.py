@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from whimbrel.runtime.devserver import DevServer, free_port
+from labs.ports import lend_port
+from whimbrel.runtime.devserver import DevServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -38,7 +39,7 @@ def test_exit_codes(how: str, code: int) -> None:
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     import asyncio
 
-    server = DevServer(tmp_path_factory.mktemp("exits"), free_port(), free_port(), bound=True)
+    server = DevServer(tmp_path_factory.mktemp("exits"), lend_port(), lend_port(), bound=True)
     server.start()
     try:
         asyncio.run(_ready(server))

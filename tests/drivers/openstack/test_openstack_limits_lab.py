@@ -19,13 +19,14 @@ from temporalio.worker import Worker
 from activities.inventory import InventoryActivities
 from drivers.openstack import OpenStackCloud
 from labs.openstack import CloudHandle, OpenStackLab
+from labs.ports import lend_port
 from tests.drivers.openstack.accounts import member_auth, seen_by, write_entry
 from tests.drivers.openstack.standing_proxy import Form, Proxy
 from whimbrel.contracts.migration import INVENTORY, InventoryInput, InventoryResult
 from whimbrel.contracts.names import CONTROL_QUEUE
 from whimbrel.errors import QuotaExceeded, Throttled, Unavailable
 from whimbrel.model.vm import VolumeSpec
-from whimbrel.runtime.devserver import DevServer, free_port
+from whimbrel.runtime.devserver import DevServer
 from whimbrel.runtime.sandbox import runner
 from whimbrel.runtime.translation import ErrorTranslation
 from workflows.surveys import Inventory
@@ -144,7 +145,7 @@ def listed(cloud: OpenStackCloud, directory: Path, meanwhile: Callable[[], None]
     """The inventory by a real Temporal server, and the failures it saw; ``meanwhile`` runs once it has begun."""
 
     async def story() -> tuple[InventoryResult, list[str]]:
-        server = DevServer(directory, free_port(), free_port(), bound=True)
+        server = DevServer(directory, lend_port(), lend_port(), bound=True)
         server.start()
         try:
             client: Client = await server.ready(60.0)
