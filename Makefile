@@ -21,7 +21,7 @@ CLOUDS ?= a,b
 export UV_PYTHON_DOWNLOADS := never
 export UV_PROJECT_ENVIRONMENT := $(VENV)
 
-.PHONY: help setup system lint test test-unit test-lab test-e2e test-openstack demo demo-end bench bench-prefetch chaos \
+.PHONY: help setup system lint test test-unit test-lab test-e2e test-openstack test-openstack-small demo demo-end bench bench-prefetch chaos \
 	lab-kvm lab-openstack lab-openstack-down lab-down system-openstack clean
 
 help: ## this list
@@ -56,6 +56,7 @@ test: system setup ## all test layers but slow ones, fastest first
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-lab
 	@$(MAKE) --no-print-directory test-e2e
+	@$(MAKE) --no-print-directory test-openstack-small
 
 test-unit: setup ## without root, libvirt or a server
 	@mkdir -p $(STATE)
@@ -72,6 +73,10 @@ test-e2e: system setup ## whole migrations
 test-openstack: system-openstack setup ## against real OpenStack clouds (labs/openstack)
 	@mkdir -p $(STATE)
 	$(PYTEST) -m 'openstack and not slow' --junitxml=$(STATE)/junit-openstack.xml $(PYTEST_FLAGS)
+
+test-openstack-small: system-openstack setup ## the form of it that make test runs: one cloud, and a VM that comes to it
+	@mkdir -p $(STATE)
+	$(PYTEST) -m 'openstack and small' --junitxml=$(STATE)/junit-openstack-small.xml $(PYTEST_FLAGS)
 
 demo: system setup ## a running VM moves between two clouds; KEEP=1 leaves everything up
 	$(BIN)/python -m labs.demo $(if $(KEEP),--keep)

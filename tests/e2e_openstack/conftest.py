@@ -1,4 +1,7 @@
-"""One installation per session on both OpenStack clouds and two KVM clouds; one guest per test."""
+"""One installation per session on both OpenStack clouds and two KVM clouds; one guest per test.
+
+In a session whose OpenStack tests are all ``small`` there is one OpenStack cloud, which is source and target.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,13 @@ from tests.e2e_openstack.scene import Scene, SceneMaker, Site
 
 @pytest.fixture(scope="session")
 def installation(
-    openstack_clouds: OpenStackLab, kvm_lab: KvmLab, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, kvm_lab: KvmLab, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Installation]:
     """Temporal dev server and a worker process on the shared labs."""
-    with installed(OpenStackStage.on(tmp_path_factory.mktemp("stage"), openstack_clouds, kvm_lab)) as made:
+    tests = [item for item in request.session.items if item.get_closest_marker("openstack")]
+    one_cloud = all(item.get_closest_marker("small") for item in tests)
+    lab: OpenStackLab = request.getfixturevalue("openstack_lab" if one_cloud else "openstack_clouds")
+    with installed(OpenStackStage.on(tmp_path_factory.mktemp("stage"), lab, kvm_lab)) as made:
         yield made
 
 

@@ -35,7 +35,7 @@ Site = NovaSite | KvmSite
 class Scene:
     """Made anew for every test; ``close`` removes all traces, also those of a test that failed.
 
-    ``source`` and ``target`` are one cloud each, of any kind; by default OpenStack clouds a and b.
+    ``source`` and ``target`` are one cloud each, of any kind; by default the first and the last OpenStack cloud.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Scene:
         assert isinstance(installation.stage, OpenStackStage)
         self.stage: OpenStackStage = installation.stage
         self.source: Site = source or NovaSite(self.stage.openstack.cloud("a"))
-        self.target: Site = target or NovaSite(self.stage.openstack.cloud("b"))
+        self.target: Site = target or NovaSite(self.stage.openstack.cloud(self.stage.openstack.names[-1]))
         self.name = f"{name}-{secrets.token_hex(3)}"
         self.running: list[Running] = []
         self.disks = 1
@@ -109,7 +109,7 @@ class Scene:
         """The OpenStack lab's guest, which boots by itself, on a qcow2 disk of a KVM cloud."""
         layout = self.stage.openstack.layout
         lab, guest = self.stage.lab, site.guest(self.name)
-        mac = self.stage.openstack.cloud("b").address(self._free_number()).mac
+        mac = self.stage.openstack.cloud(self.stage.openstack.names[-1]).address(self._free_number()).mac
         network = "lab" if lab.has_network(site.cloud) else None
         spec = GuestSpec(
             name=self.name,

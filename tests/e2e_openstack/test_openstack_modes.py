@@ -42,6 +42,7 @@ def test_incremental_of_two_disks_of_a_writing_guest(scene: Scene) -> None:
     assert report.status.rounds[-1].sent_bytes < report.status.rounds[0].sent_bytes / 2
 
 
+@pytest.mark.small
 def test_from_kvm(new_scene: SceneMaker, stage: OpenStackStage) -> None:
     scene = new_scene(source=KvmSite(stage, "a"))
     scene.boot()
@@ -51,6 +52,7 @@ def test_from_kvm(new_scene: SceneMaker, stage: OpenStackStage) -> None:
     assert report.status.rounds[-1].sent_bytes < report.status.rounds[0].sent_bytes / 2
 
 
+@pytest.mark.small
 def test_to_kvm(new_scene: SceneMaker, stage: OpenStackStage) -> None:
     scene = new_scene(source=NovaSite(stage.openstack.cloud("a")), target=KvmSite(stage, "b"))
     scene.boot(dirty_kib=128)
