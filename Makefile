@@ -15,6 +15,7 @@ PYTEST := $(BIN)/pytest
 UNIT_WORKERS ?= 2
 # Lab tests mostly wait for guests and daemons: two labs side by side halve the time.
 LAB_WORKERS ?= 2
+E2E_WORKERS ?= 2
 PYTEST_FLAGS ?=
 CLOUDS ?= a,b
 
@@ -68,7 +69,7 @@ test-lab: system setup ## against real libvirtd and QEMU
 
 test-e2e: system setup ## whole migrations
 	@mkdir -p $(STATE)
-	$(PYTEST) -m 'e2e and not openstack and not slow' --junitxml=$(STATE)/junit-e2e.xml $(PYTEST_FLAGS)
+	$(PYTEST) -m 'e2e and not openstack and not slow' -n $(E2E_WORKERS) --junitxml=$(STATE)/junit-e2e.xml $(PYTEST_FLAGS)
 
 test-openstack: system-openstack setup ## against real OpenStack clouds (labs/openstack)
 	@mkdir -p $(STATE)
@@ -84,9 +85,10 @@ demo: system setup ## a running VM moves between two clouds; KEEP=1 leaves every
 demo-end: setup ## end what `make demo KEEP=1` left up
 	$(BIN)/python -m labs.demo --end
 
-bench: system setup ## copy speed, a sparse disk of 1 TiB, handovers a minute, the streaming server, outages by mode
+bench: system setup ## copy speed, a sparse disk of 1 TiB, handovers a minute and their outage, the streaming server, outages by mode
 	$(BIN)/python -m tests.bench.copy_bench --big
 	$(BIN)/python -m tests.bench.dual_attach_bench
+	$(BIN)/python -m tests.bench.handover_outage_bench
 	$(BIN)/python -m tests.bench.stream_bench
 	$(BIN)/python -m tests.bench.downtime_bench
 

@@ -8,27 +8,14 @@ import time
 
 import pytest
 
-from labs.kvm import LabGuest
-from labs.kvm.records import outage, parse_console
 from tests.e2e.disk_watch import DiskWatch
 from tests.e2e.remains import leftovers
-from tests.e2e.running import PATIENCE_S, Running
+from tests.e2e.running import Running
 from tests.e2e.scene import Scene, definition, with_domain
 from whimbrel.model.progress import MigrationReport, Phase
 
 pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
 SHARED = {"storage": {"shared": "shared"}}
-HANDOVER_S = 2.0
-"""What a handover may add to a stop and a boot."""
-
-
-def boot_seconds(guest: LabGuest) -> float:
-    """How long this guest takes from power on to its first record, here and now."""
-    before = guest.console_text()
-    began = time.monotonic()
-    guest.start("a", wait=False)
-    guest.wait_console(r"WBREC1 kind=run", after=len(before), timeout_s=PATIENCE_S)
-    return time.monotonic() - began
 
 
 def completed(scene: Scene, running: Running, report: MigrationReport, *, boot: int = 2) -> None:
@@ -63,24 +50,16 @@ def notes(scene: Scene, running: Running) -> list[str]:
 
 def test_disks_change_hands(scene: Scene) -> None:
     scene.boot("qcow2", "raw", pool="shared")
-    began = time.monotonic()
-    scene.guest.shutdown("a")
-    stop_s = time.monotonic() - began
-    boot_s = boot_seconds(scene.guest)
     with DiskWatch(scene.guest.disk_paths("a").values()) as watch:
         running = scene.migrate("dual-attach", **SHARED)
         report = scene.confirm(running)
-    gap = outage(parse_console(scene.guest.console_text()), boot=3)
-    completed(scene, running, report, boot=3)
+    completed(scene, running, report)
     watch.assert_one_writer()
     taken = report.status.outage
     assert taken is not None
     assert taken.stopped_at is not None
     assert taken.started_at is not None
-    # Stop and boot are the guest's own, and vary with the load of the machine: what lies between them is ours.
-    between_s = (taken.started_at - taken.stopped_at).total_seconds()
-    print(f"outage {gap.seconds:.1f} s: stop {stop_s:.1f} s, boot {boot_s:.1f} s (alone), between {between_s:.2f} s")  # noqa: T201
-    assert between_s <= HANDOVER_S
+    assert taken.stop_requested_at < taken.stopped_at < taken.started_at
 
 
 def test_rollback_after_the_target_has_written_keeps_all(scene: Scene) -> None:
