@@ -13,6 +13,7 @@ from tests.e2e.installation import Installation, installed
 from tests.e2e_openstack.kvm_site import KvmSite
 from tests.e2e_openstack.nova_site import NovaSite
 from tests.e2e_openstack.scene import SceneMaker
+from whimbrel.model.progress import Phase
 
 pytestmark = [pytest.mark.openstack, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(1500)]
 ROUNDS = {"outage_budget_s": 900.0, "max_rounds": 2}
@@ -54,3 +55,16 @@ def test_from_kvm_through_a_mover(new_scene: SceneMaker, stage: OpenStackStage) 
     report = scene.confirm(running, timeout_s=1200)
     scene.moved(running, report)
     assert report.status.rounds[-1].sent_bytes < report.status.rounds[0].sent_bytes / 2
+
+
+def test_rollback_reads_the_targets_writes_through_a_mover(new_scene: SceneMaker, stage: OpenStackStage) -> None:
+    scene = new_scene(source=KvmSite(stage, "a"), target=NovaSite(stage.openstack.cloud("a"), mover=True))
+    scene.boot()
+    running = scene.migrate(rounds=ROUNDS, keep_writes=True)
+    running.phase(Phase.CONFIRM, timeout_s=900)
+    scene.wait_records(2, 5)
+    running.say("rollback", reason="the new site is slow")
+    report = running.report(timeout_s=600)
+    scene.untouched(running, report, boots=3)
+    assert report.source_restored is True
+    assert report.writes_kept_bytes
