@@ -142,7 +142,7 @@ class QuotaExceeded(WhimbrelError):
 
     category = "quota"
     audience = "operator"
-    default_action = "free space or raise the quota, then resume: what was copied is kept"
+    default_action = "free space or raise the quota, then resume (or cutover again): what was copied is kept"
 
 
 class Unsupported(WhimbrelError):

@@ -29,7 +29,7 @@ from whimbrel.contracts.activity_io import (
 )
 from whimbrel.contracts.migration import UndoStep
 from whimbrel.contracts.timeouts import CUTOVER
-from whimbrel.errors import PreconditionFailed
+from whimbrel.errors import PreconditionFailed, QuotaExceeded
 from whimbrel.model.forecast import dirty_rate, link_rate
 from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import point_key, writer_key
@@ -269,11 +269,17 @@ async def start_target(course: Course, *, freeze: bool) -> None:
         if freeze and (able.points_outlive_start or able.imports):
             await _freeze_first_state(course)
         journal.target_ran = True
-        await call(
-            ComputeActivities.start,
-            StartInput(cloud=plan.target, ref=journal.target_ref),
-            summary="start the target",
-        )
+        try:
+            await call(
+                ComputeActivities.start,
+                StartInput(cloud=plan.target, ref=journal.target_ref),
+                summary="start the target",
+            )
+        except ActivityError as error:
+            # no room for it: nothing was started (ComputePort.start), so the source may go on and the copy is kept
+            if failure.code(error) == QuotaExceeded.__name__ and workflow.patched("no-room-to-start"):
+                journal.target_ran = False
+            raise
     assert journal.outage is not None
     journal.outage = journal.outage.model_copy(update={"started_at": workflow.now()})
 

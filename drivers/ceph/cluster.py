@@ -51,9 +51,15 @@ def connect(conf: str, user: str, **more: str) -> Any:
 
 
 def open_pool(cluster: Any, pool: str) -> Any:
-    """The pool's ``ioctx``. Raises NotFound."""
+    """The pool's ``ioctx``. Raises NotFound.
+
+    A full pool refuses its writes (``CEPH_OSD_FLAG_FULL_TRY``). By itself librados holds all of them back without a
+    word until there is room again, also those that free some and those that take none, as locks and metadata.
+    """
     with translated(f"opening Ceph pool {pool}"):
-        return cluster.open_ioctx(pool)
+        ioctx = cluster.open_ioctx(pool)
+        ioctx.set_osdmap_full_try()  # the binding's name for it; it holds for the pool's own flags as well
+        return ioctx
 
 
 class Pool(NamedTuple):

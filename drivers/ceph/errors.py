@@ -18,6 +18,8 @@ from whimbrel.errors import (
     WhimbrelError,
 )
 
+KEPT = ", then resume (or cutover again): what was copied is kept"
+
 BY_ERRNO: dict[int, tuple[type[WhimbrelError], str, str | None]] = {
     errno.ENOENT: (NotFound, "it does not exist", None),
     errno.EPERM: (
@@ -35,8 +37,12 @@ BY_ERRNO: dict[int, tuple[type[WhimbrelError], str, str | None]] = {
     errno.EEXIST: (Conflict, "it exists already", None),
     errno.ENOTEMPTY: (Conflict, "it has snapshots", "remove the snapshots that are not needed"),
     errno.ESHUTDOWN: (Unavailable, "another client has taken the image over and shut this one out", None),
-    errno.ENOSPC: (QuotaExceeded, "the pool is full", "add storage, or free space in the pool"),
-    errno.EDQUOT: (QuotaExceeded, "the pool's quota is used up", "raise the quota of the pool"),
+    errno.ENOSPC: (QuotaExceeded, "the pool is full", "add storage or free space in the pool" + KEPT),
+    errno.EDQUOT: (
+        QuotaExceeded,
+        "the pool's quota is used up",
+        "raise the pool's quota (`ceph osd pool set-quota`) or free space in it" + KEPT,
+    ),
     errno.ETIMEDOUT: (Unavailable, "the cluster did not answer in time", None),
     errno.ENOSYS: (Unsupported, "this version of Ceph cannot do it", None),
     errno.EOPNOTSUPP: (Unsupported, "this version of Ceph cannot do it", None),

@@ -6,12 +6,13 @@ The driver of Ceph is handed in by the worker: drivers know nothing of each othe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from drivers.openstack import marks
 from drivers.openstack.importing import importing
-from whimbrel.errors import NotFound, Unsupported, WhimbrelError
+from whimbrel.errors import NotFound, NotReady, QuotaExceeded, Unsupported, WhimbrelError
 from whimbrel.model.endpoint import Endpoint
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class Images(Protocol):
         ...
 
     def reach(self, pool: str) -> None:
-        """Open the pool, write and remove a small object there."""
+        """Open the pool, write and remove a small object there. Raises QuotaExceeded (it is full)."""
         ...
 
     def points(self, pool: str, image: str) -> tuple[str, ...]:
@@ -236,6 +237,40 @@ class Backing:
             except WhimbrelError as error:
                 found.append(f"{pool}: {error.message}")
         return found
+
+    @contextmanager
+    def telling_when_full(self, volumes: Iterable[Any]) -> Iterator[None]:
+        """Around what waits for Cinder: its own clients wait without a word while a pool of these volumes is full.
+
+        Raises QuotaExceeded then, in place of NotReady.
+        """
+        try:
+            yield
+        except NotReady:
+            full = self.full(volumes)
+            if full is not None:
+                raise full from None
+            raise
+
+    def full(self, volumes: Iterable[Any]) -> QuotaExceeded | None:
+        """What Ceph says when a pool of these volumes, as far as they are reached from here, takes nothing more."""
+        for pool in sorted({self.image(volume)[0] for volume in volumes if self.reaches(volume)}):
+            try:
+                self.images.reach(pool)
+            except QuotaExceeded as error:
+                return error
+            except WhimbrelError:  # it cannot be asked: no reason to stop
+                continue
+        return None
+
+    def make_room(self, volume: Any) -> None:
+        """Empty a volume that Cinder is to delete, if its pool is full: Cinder's own client could not do it then.
+
+        Raises Conflict (somebody has it open).
+        """
+        if self.full([volume]) is not None:
+            with suppress(NotFound):
+                self.images.resize(*self.image(volume), 0)
 
     @property
     def pools(self) -> Mapping[str, str]:

@@ -33,7 +33,9 @@ from whimbrel.errors import (
 DEFAULT_PAUSE_S = 5.0
 MAX_PAUSE_S = 300.0
 
-QUOTA = "raise the project's quota or remove what it does not need, then resume: what was copied is kept"
+QUOTA = (
+    "raise the project's quota or remove what it does not need, then resume (or cutover again): what was copied is kept"
+)
 CAPACITY = "free capacity for this flavor and availability zone, or map the VM to others; ask the cloud's operator"
 
 BY_WORDS: tuple[tuple[re.Pattern[str], type[WhimbrelError], str | None], ...] = tuple(

@@ -20,7 +20,7 @@ from drivers.openstack.mover import ServedVolume
 from drivers.openstack.readers import Readers
 from drivers.openstack.snapshots import KIND, TRACK, Snapshots
 from drivers.openstack.volumes import WRITER
-from whimbrel.errors import BaseLost, Conflict, NotFound
+from whimbrel.errors import BaseLost, Conflict, NotFound, WhimbrelError
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.naming import owns_point
 from whimbrel.model.point import DiskPoint, OpenPoint, PointKind
@@ -54,8 +54,14 @@ class OpenStackPoints:
         images = {volume.id: self._backing.image(volume) for volume in direct}
         self._check_free(volumes, images, migration)
         bases = self._bases(direct, since)
-        self._take(server, volumes, key, migration=migration, tracked=set(images) if track else set())
-        taken = self._snapshots.ready(volumes, key)
+        try:
+            self._take(server, volumes, key, migration=migration, tracked=set(images) if track else set())
+            with self._backing.telling_when_full(direct):
+                taken = self._snapshots.ready(volumes, key)
+        except WhimbrelError as error:
+            if not error.retryable:  # a person is asked now, which takes its time
+                self._let_go(server, key)
+            raise
         self._let_go(server)
         served = self._serve(key, [volume for volume in volumes if volume.id not in images], taken)
         points = []
@@ -190,7 +196,8 @@ class OpenStackPoints:
         if len(there) == len(volumes):
             return
         power = vms.power_of(server)
-        if there:  # an attempt was killed between two of them: they are not of one instant
+        if there or self._snapshots.failed(volumes, key):
+            # an attempt was killed between two of them, or Cinder failed: what is there is not of one instant
             self._snapshots.remove(volumes, [key])
         if len(volumes) > 1 and power is Power.RUNNING and server is not None:
             self._pause(server, key)

@@ -31,6 +31,10 @@ class Snapshots:
             if snapshot.name == key and snapshot.status in {"available", "creating"}
         }
 
+    def failed(self, volumes: Sequence[Any], key: str) -> list[Any]:
+        """Those of a point that Cinder could not make."""
+        return [found for found in self._all(volumes) if found.name == key and found.status == "error"]
+
     def owned(self, volumes: Sequence[Any], migration: str) -> list[Any]:
         """All of a migration, in any state."""
         return [snapshot for snapshot in self._all(volumes) if owns_point(snapshot.name or "", migration)]

@@ -46,6 +46,8 @@ class OpenStackVolumes:
         if spec.format != "raw":
             raise InvalidPlan(f"volumes of OpenStack are raw, not {spec.format}", action="say disk_format: raw")
         found = self._named(spec.name)
+        if found is not None and found.status == "error":
+            found = self._never_made(found, spec)
         if found is None:
             if spec.pool not in {pool.name for pool in self.pools()}:
                 raise NotFound(f"there is no volume type {spec.pool}", action="correct the plan's map of storage")
@@ -57,7 +59,8 @@ class OpenStackVolumes:
                     metadata={marks.MIGRATION: spec.migration, marks.SIZE: str(spec.size_bytes)},
                 )
         self._check_like(found, spec)
-        volume = self._ready(found.id)
+        with self._backing.telling_when_full([found]):
+            volume = self._ready(found.id)
         if self._backing.reaches(volume):
             self._backing.images.resize(*self._backing.image(volume), spec.size_bytes)
         return VolumeRef(
@@ -74,17 +77,7 @@ class OpenStackVolumes:
         user = (volume.metadata or {}).get(VM) or (volume.metadata or {}).get(WRITER)
         if user or volume.attachments or volume.status in {"in-use", "reserved"}:
             raise Conflict(f"volume {name} is in use by {user or 'a server'}", volume=volume.id)
-        with self._connection.using(f"deleting volume {name}") as conn:
-            if volume.status != "deleting":
-                conn.block_storage.delete_volume(volume.id, cascade=True)
-
-            def look() -> bool | None:
-                now = conn.block_storage.find_volume(volume.id, ignore_missing=True)
-                if now is not None and now.status.startswith("error"):
-                    raise volume_failed(now)
-                return True if now is None else None
-
-            settled(look, f"volume {name} is being deleted")
+        self._delete(volume)
 
     def owned(self, migration: str) -> Sequence[str]:
         """Names of the migration's volumes: made, adopted and not handed over yet; and of its notes in the pools."""
@@ -218,6 +211,32 @@ class OpenStackVolumes:
         if len(found) > 1:  # two calls at once: the names are a migration's own
             raise Conflict(f"{len(found)} volumes are named {name}", action="remove all but the oldest")
         return found[0] if found else None
+
+    def _never_made(self, volume: Any, spec: VolumeSpec) -> Any | None:
+        """Remove what an earlier attempt asked for and Cinder could not make: now there may be room for it.
+
+        One that was written or belongs to a VM is given back as it is.
+        """
+        self._check_like(volume, spec)
+        if volume.attachments or {VM, WRITER} & (volume.metadata or {}).keys():
+            return volume
+        self._delete(volume)
+        return None
+
+    def _delete(self, volume: Any) -> None:
+        """Delete it with our snapshots of it. Raises NotReady; Conflict (Cinder cannot)."""
+        with self._connection.using(f"deleting volume {volume.name}") as conn:
+            if volume.status != "deleting":
+                self._backing.make_room(volume)
+                conn.block_storage.delete_volume(volume.id, cascade=True)
+
+            def look() -> bool | None:
+                now = conn.block_storage.find_volume(volume.id, ignore_missing=True)
+                if now is not None and now.status.startswith("error_"):
+                    raise volume_failed(now)
+                return True if now is None else None
+
+            settled(look, f"volume {volume.name} is being deleted")
 
     def _ready(self, volume_id: str) -> Any:
         def look() -> Any | None:

@@ -150,7 +150,10 @@ class Scene:
 
     def migrate(self, mode: str = "incremental", **changes: Any) -> Running:
         """Start a migration by ``plan``."""
-        plan = self.plan(mode, **changes)
+        return self.start(self.plan(mode, **changes))
+
+    def start(self, plan: VmPlan) -> Running:
+        """Start this plan, which is one of ``plan`` perhaps with others beside it."""
         running = Running(self.installation, plan, self.installation.start(plan))
         self.running.append(running)
         return running

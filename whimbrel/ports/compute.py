@@ -24,7 +24,10 @@ class ComputePort(Protocol):
         ...
 
     def start(self, ref: str, *, paused: bool = False) -> None:
-        """Power on; a VM that is on already stays as it is. ``paused`` only where ``capabilities.start_paused``."""
+        """Power on; a VM that is on already stays as it is. ``paused`` only where ``capabilities.start_paused``.
+
+        Raises QuotaExceeded when there is no room for it; then it has not run, not for an instant.
+        """
         ...
 
     def resume(self, ref: str) -> None:
