@@ -12,10 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:  # the lab needs libvirt-python; tests without the lab do not
     from labs.kvm import GuestSpec, KvmLab, LabGuest
     from labs.openstack import OpenStackLab
+
+# How long an example takes, or its making, is the machine's matter. All else is as hypothesis has it here or in CI.
+settings.register_profile("whimbrel", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("whimbrel")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_CLOUDS = ("a", "b")

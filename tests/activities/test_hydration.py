@@ -13,7 +13,7 @@ from temporalio.testing import ActivityEnvironment
 
 from activities import hydration
 from activities.hydration import Hydration
-from tests.stream.streams import CHUNK, config_for, make_source
+from tests.stream.streams import CHUNK, PATIENCE_S, config_for, make_source, until
 from tests.workflows.streams import InProcessStreams
 from whimbrel.contracts.heartbeat import StreamMark
 from whimbrel.contracts.stream_io import HydrateInput
@@ -78,7 +78,7 @@ def test_two_disks_arrive_and_their_figures_are_one(tmp_path: Path, streams: InP
 
 
 def test_without_background_only_the_guest_fetches(tmp_path: Path, streams: InProcessStreams) -> None:
-    place = _place(tmp_path, streams, bandwidth_bytes_per_s=100e3)
+    place = _place(tmp_path, streams, bandwidth_bytes_per_s=10e3)
     environment = ActivityEnvironment()
     worker = threading.Thread(
         target=lambda: environment.run(
@@ -87,20 +87,26 @@ def test_without_background_only_the_guest_fetches(tmp_path: Path, streams: InPr
     )
     worker.start()
     try:
-        worker.join(2.0)
+        until(lambda: streams.running, "the server")
+        until(lambda: streams.server().fetcher.paused, "the pause of its background")
+        worker.join(1.0)
         assert worker.is_alive()
         status = streams.server().status()
         assert status["background"]["paused"]  # type: ignore[index]
         assert status["missing_chunks"]
     finally:
         environment.cancel()
-        worker.join(10)
+        worker.join(PATIENCE_S)
     assert not worker.is_alive()
 
 
 def _expect_cancel(watching: Hydration) -> None:
     with pytest.raises(CancelledError):
         watching.run()
+
+
+def _nothing() -> None:
+    pass
 
 
 class Scripted:
@@ -110,6 +116,11 @@ class Scripted:
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.launched = 0
         self.dead = False
+        self.looks = 0
+        self.at_look: dict[int, Callable[[], None]] = {}
+        """What happens just before the look of that number is answered."""
+        self.at_window: Callable[[int | None], None] = lambda _bytes: None
+        """What happens when the window is set."""
         self.status: dict[str, Any] = {
             "pid": 1,
             "size_bytes": SIZE,
@@ -128,11 +139,16 @@ class Scripted:
 
     def ask(self, _path: Path, verb: str, **words: Any) -> dict[str, Any]:
         """The control socket."""
+        if verb == "status":
+            self.looks += 1
+            self.at_look.pop(self.looks, _nothing)()
         if self.dead:
             raise Unavailable("nobody there")
         if verb == "status":
             return self.status
         self.asked.append((verb, words))
+        if verb == "set-window":
+            self.at_window(words["bytes"])
         return {}
 
     def launch(self, _path: Path) -> None:
@@ -140,6 +156,10 @@ class Scripted:
         self.launched += 1
         self.dead = False
         self.status = {**self.status, "pid": self.status["pid"] + 1}
+
+    def finish(self) -> None:
+        """Everything has arrived."""
+        self.status = {**self.status, "missing_chunks": 0}
 
     def slow(self, milliseconds: float | None) -> None:
         """Misses of the last seconds."""
@@ -168,21 +188,10 @@ def _scripted(
     return work
 
 
-def _later(seconds: float, act: Callable[[], None]) -> None:
-    timer = threading.Timer(seconds, act)
-    timer.daemon = True
-    timer.start()
-
-
-def _finish(script: Scripted) -> None:
-    script.status = {**script.status, "missing_chunks": 0}
-
-
 def test_a_dead_server_is_started_again_and_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = Scripted()
     work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(), [])
-    _later(0.2, lambda: setattr(script, "dead", True))
-    _later(0.6, lambda: _finish(script))
+    script.at_look = {4: lambda: setattr(script, "dead", True), 8: script.finish}
     figures = _run(work)
     assert script.launched == 1
     assert figures.server_starts == 1
@@ -194,8 +203,7 @@ def test_slow_misses_make_the_background_yield_until_they_are_fast(
     script, marks = Scripted(), list[StreamMark]()
     work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(miss_p99_s=0.05, yield_after_s=0.2), marks)
     script.slow(80.0)
-    _later(0.6, lambda: script.slow(4.0))
-    _later(1.2, lambda: _finish(script))
+    script.at_window = lambda limit: script.finish() if limit is None else script.slow(4.0)
     _run(work)
     windows = [words["bytes"] for verb, words in script.asked if verb == "set-window"]
     assert windows == [hydration.YIELD_WINDOW_BYTES, None]
@@ -204,9 +212,9 @@ def test_slow_misses_make_the_background_yield_until_they_are_fast(
 
 def test_a_moment_of_slow_misses_is_no_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script, marks = Scripted(), list[StreamMark]()
-    work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(miss_p99_s=0.05, yield_after_s=5.0), marks)
+    work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(miss_p99_s=0.05, yield_after_s=3600.0), marks)
     script.slow(80.0)
-    _later(0.3, lambda: _finish(script))
+    script.at_look = {10: script.finish}
     _run(work)
     assert marks == []
     assert not [verb for verb, _ in script.asked if verb == "set-window"]
@@ -216,7 +224,7 @@ def test_an_end_while_yielding_gives_the_window_back(monkeypatch: pytest.MonkeyP
     script = Scripted()
     work = _scripted(monkeypatch, tmp_path, script, StreamPolicy(miss_p99_s=0.05, yield_after_s=0.05), [])
     script.slow(80.0)
-    _later(0.5, lambda: _finish(script))
+    script.at_window = lambda limit: None if limit is None else script.finish()
     _run(work)
     assert [words["bytes"] for verb, words in script.asked if verb == "set-window"][-1] is None
 

@@ -73,6 +73,7 @@ def test_1_without_a_worker_and_no_hanging(desk: Desk) -> None:
 def test_130_leaves_the_migration_alone(desk: Desk) -> None:
     plan = desk.plan("web")
     assert desk("migrate", plan).code == 0
+    assert desk.phase_of(plan, "web") == "baseline"
     with subprocess.Popen(
         [sys.executable, REPOSITORY / "starter.py", "watch", f"{plan.stem}/web"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=desk.directory,

@@ -22,7 +22,7 @@ def started(desk: Desk, *vms: str, mode: str = "incremental") -> Path:
     """A plan whose VMs run and can be listed (visibility lags a little behind)."""
     plan = desk.plan(*vms, mode=mode)
     assert desk("migrate", plan).code == 0
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(desk("status", plan.stem, "--json").out) and time.monotonic() < deadline:
         ran = desk("status", plan.stem, "--json")
         if ran.code == 0:
@@ -35,7 +35,7 @@ def started(desk: Desk, *vms: str, mode: str = "incremental") -> Path:
 
 def until(desk: Desk, target: str, **wanted: object) -> dict[str, object]:
     """The detailed status once it says what is wanted."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while True:
         view: dict[str, object] = desk("status", target, "--json").result
         if all(view[key] == value for key, value in wanted.items()):
@@ -136,7 +136,7 @@ def test_status_lists_and_details(desk: Desk) -> None:
 
 def test_running_copies_are_read_from_their_heartbeats(desk: Desk) -> None:
     plan = started(desk, "web")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while True:
         view = desk("status", f"{plan.stem}/web", "--json").result
         if view["copies"] or time.monotonic() > deadline:
@@ -156,7 +156,7 @@ def test_running_copies_are_read_from_their_heartbeats(desk: Desk) -> None:
 
 def test_a_step_that_is_tried_again_is_shown(desk: Desk) -> None:
     plan = started(desk, "flaky-1")
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while "volume.ensure is tried again" not in (shown := desk("status", f"{plan.stem}/flaky-1").out):
         assert time.monotonic() < deadline, shown
         time.sleep(0.2)

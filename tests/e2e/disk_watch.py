@@ -61,7 +61,7 @@ class DiskWatch:
                         seen.setdefault(inode, set()).add(int(process.name))
         return seen
 
-    def wait_for(self, fits: Callable[[Seen], bool], timeout_s: float = 20.0) -> None:
+    def wait_for(self, fits: Callable[[Seen], bool], timeout_s: float = 90.0) -> None:
         """Until the watch has seen something."""
         deadline = time.monotonic() + timeout_s
         while not fits(self._last):

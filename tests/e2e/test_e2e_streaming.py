@@ -17,8 +17,8 @@ from whimbrel.model.progress import MigrationReport, Phase
 from whimbrel.stream.control import ask
 
 pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
-SLOW = 4e6
-"""Bytes per second: slow enough to do something while the data arrives."""
+SLOW = 4e5
+"""Bytes per second: slow enough to do something while the data arrives, and a minute must pass before it is there."""
 
 
 def control(scene: Scene, running: Running, disk: str = "vda") -> Path:

@@ -17,20 +17,6 @@ from whimbrel.runtime import liveness
 from whimbrel.runtime.liveness import Liveness
 
 
-class _Slow(ActivityInboundInterceptor):
-    def __init__(self, fails: bool) -> None:  # no next: this is the end of the chain
-        self._fails = fails
-
-    def init(self, outbound: ActivityOutboundInterceptor) -> None:
-        del outbound
-
-    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's own name
-        await asyncio.sleep(0.3)
-        if self._fails:
-            raise ValueError("no")
-        return "done"
-
-
 class _Counting(ActivityOutboundInterceptor):
     def __init__(self) -> None:
         self.beats = 0
@@ -43,12 +29,34 @@ class _Counting(ActivityOutboundInterceptor):
         raise NotImplementedError
 
 
-def _beats(kind: str, heartbeat: timedelta | None, monkeypatch: pytest.MonkeyPatch, *, fails: bool = False) -> int:
+class _Slow(ActivityInboundInterceptor):
+    def __init__(self, fails: bool, counting: _Counting, beats: int) -> None:  # no next: this is the end of the chain
+        self._fails = fails
+        self._counting = counting
+        self._beats = beats
+
+    def init(self, outbound: ActivityOutboundInterceptor) -> None:
+        del outbound
+
+    async def execute_activity(self, input: ExecuteActivityInput) -> Any:  # noqa: A002 - the SDK's own name
+        async with asyncio.timeout(60):
+            while self._counting.beats < self._beats:  # noqa: ASYNC110 - the beat is a task beside this one
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        if self._fails:
+            raise ValueError("no")
+        return "done"
+
+
+def _beats(
+    kind: str, heartbeat: timedelta | None, monkeypatch: pytest.MonkeyPatch, *, wanted: int = 0, fails: bool = False
+) -> int:
+    """How often it beats in a call that lasts until it has beaten as often as wanted, and a little longer."""
     monkeypatch.setattr(liveness, "BEAT_S", 0.02)
     environment = ActivityEnvironment()
     environment.info = replace(environment.info, activity_type=kind, heartbeat_timeout=heartbeat)
     counting = _Counting()
-    chain = Liveness().intercept_activity(_Slow(fails))
+    chain = Liveness().intercept_activity(_Slow(fails, counting, wanted))
     chain.init(counting)
 
     async def body() -> None:
@@ -68,7 +76,7 @@ def _beats(kind: str, heartbeat: timedelta | None, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_call_beats_until_it_ends(monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-    assert _beats("compute.ensure_vm", CALL_HEARTBEAT, monkeypatch, fails=fails) >= 2
+    assert _beats("compute.ensure_vm", CALL_HEARTBEAT, monkeypatch, wanted=2, fails=fails) >= 2
 
 
 def test_a_copy_beats_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,11 @@ class InProcessStreams:
             running[1].join(30)
             assert not running[1].is_alive()
 
+    @property
+    def running(self) -> int:
+        """How many run."""
+        return len(self._running)
+
     def server(self, disk: str = "vda") -> StreamServer:
         """The server of a disk that was launched last."""
         return next(server for path, (server, _) in reversed(self._running.items()) if path.endswith(f"-{disk}.ctl"))

@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+from labs.ports import lend_port
+
 SSHD = "/usr/sbin/sshd"
 
 
@@ -22,8 +24,7 @@ class SshServer:
             subprocess.run(
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(directory / name)], check=True
             )
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
+        self.port = lend_port()
         (directory / "authorized").write_text((directory / "user.pub").read_text())
         self.trust("host")
         (directory / "sshd_config").write_text(

@@ -114,7 +114,7 @@ def test_a_guest_streams_in_and_is_switched(
             "listen": [{"unix_path": str(socket)}],
             "control_path": str(directory / "control"),
             "export": "vda",
-            "bandwidth_bytes_per_s": 256 << 10,
+            "bandwidth_bytes_per_s": 128 << 10,
         },
     )
     served = {"kind": "nbd", "unix_path": str(socket), "export": "vda"}
@@ -147,10 +147,11 @@ def test_a_guest_streams_in_and_is_switched(
             print(f"resumed in {time.monotonic() - began_s:.1f} s")  # noqa: T201
             assert target.cloud.compute.power(made.ref) is Power.RUNNING
         assert not server.status()["complete"], "it was killed in the middle"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while guest.last_record() <= before + 10:
             assert time.monotonic() < deadline
             time.sleep(0.2)
+        steady = guest.acknowledged()[-1].up_s
         server.ask("set-bandwidth", bytes_per_s=None)
         while not server.status()["complete"]:
             assert time.monotonic() < deadline
@@ -163,10 +164,13 @@ def test_a_guest_streams_in_and_is_switched(
         assert guest.last_record() > after
         last = guest.stop_writing()
         acknowledged = guest.acknowledged()
-        ups = [record.up_s for record in acknowledged if record.boot == 2 and record.up_s >= began]
-        pause_s = max(later - earlier for earlier, later in pairwise(ups))
+        ups = [record.up_s for record in acknowledged if record.boot == 2 and record.up_s >= steady]
+        pauses = [(later - earlier, later) for earlier, later in pairwise(ups)]
+        pause_s = max(length for length, end in pauses if end >= began)
+        # What a busy machine does to the guest without us.
+        usual_s = max((length for length, end in pauses if end < began), default=0.0)
         print(f"longest time between two records at 20/s during and after the switch: {pause_s:.2f} s")  # noqa: T201
-        assert pause_s < 2
+        assert pause_s < 2 + 2 * usual_s
         assert "IOERR" not in guest.console_text()
         records = read_image(Path(path))
         assert (records.last, records.bad_slots, records.lost(acknowledged), records.gaps()) == (last, (), [], [])
