@@ -13,7 +13,10 @@ from pathlib import Path
 
 from labs.kvm.errors import LabError
 
+PATIENCE_S = 180.0
+"""Guests share two cores with daemons, workers and each other."""
 PING_INTERVAL_S = 1.0
+"""Doubled up to four of these while no answer comes: a guest of a busy machine may need longer for any of them."""
 
 
 class GuestError(LabError):
@@ -47,25 +50,27 @@ def wait_answering(path: Path, timeout_s: float) -> None:
     """Ping until the guest answers. Raises LabError after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     failure: OSError | None = None
+    patience_s = PING_INTERVAL_S
     while (left := deadline - time.monotonic()) > 0:
         try:
-            if _ask(path, "ping", min(PING_INTERVAL_S, left)) == "pong":
+            if _ask(path, "ping", min(patience_s, left)) == "pong":
                 return
         except OSError as error:  # TimeoutError too: still booting, or the socket is not there yet
             failure = error
+            if isinstance(error, TimeoutError):
+                patience_s = min(2 * patience_s, 4 * PING_INTERVAL_S)
             time.sleep(min(0.1, max(0.0, left)))
     raise LabError(f"the guest did not answer on {path} within {timeout_s} s: {failure}")
 
 
-def command(path: Path, text: str, timeout_s: float = 60) -> str:
-    """Run one command in the guest and return its reply; the guest is given ``timeout_s`` to come up and to answer.
+def command(path: Path, text: str, timeout_s: float = PATIENCE_S) -> str:
+    """Run one command in the guest and return its reply; the guest is given ``timeout_s`` to come up, and to answer.
 
     Raises GuestError when the guest refuses, LabError when it does not answer.
     """
-    deadline = time.monotonic() + timeout_s
     wait_answering(path, timeout_s)
     try:
-        reply = _ask(path, text, max(1.0, deadline - time.monotonic()))
+        reply = _ask(path, text, max(timeout_s, 1.0))
     except OSError as error:
         raise LabError(f"the guest did not answer {text!r}: {error}") from error
     if reply.startswith("ERROR"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from labs.kvm import processes
 from labs.kvm.daemon_config import libvirtd_conf, qemu_conf, with_default_account
 from labs.kvm.errors import LabError, with_log
 from labs.kvm.layout import CloudLayout, cache_dir
+from labs.ports import lend_port
 
 LIBVIRTD = "/usr/sbin/libvirtd"
 START_TIMEOUT_S = 90  # the first start probes QEMU, about 8 s on an idle machine
@@ -47,9 +47,7 @@ def tls_port(cloud: CloudLayout) -> int:
     """Return the TCP port of the cloud's TLS listener, chosen once and kept over restarts."""
     kept = cloud.root / "tls-port"
     if not kept.exists():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            kept.write_text(str(probe.getsockname()[1]))
+        kept.write_text(str(lend_port()))
     return int(kept.read_text())
 
 

@@ -25,8 +25,8 @@ from labs.kvm.layout import LabLayout
 from labs.kvm.records import ImageRecords, Record, parse_console, read_image
 
 POLL_S = 0.1
-BOOT_TIMEOUT_S = 90
-STOP_TIMEOUT_S = 60
+BOOT_TIMEOUT_S = 240
+STOP_TIMEOUT_S = 120
 
 
 class LabGuest:
@@ -131,11 +131,11 @@ class LabGuest:
 
     # --- what the guest says ---------------------------------------------------------------------------------------
 
-    def command(self, text: str, *, timeout_s: float = 60) -> str:
+    def command(self, text: str, *, timeout_s: float = channel.PATIENCE_S) -> str:
         """Run a command in the guest (see docs/labs.md) and return its reply."""
         return channel.command(self.socket, text, timeout_s)
 
-    def ping(self, *, timeout_s: float = 60) -> None:
+    def ping(self, *, timeout_s: float = channel.PATIENCE_S) -> None:
         """Wait until the guest answers. Raises LabError."""
         self.command("ping", timeout_s=timeout_s)
 
@@ -178,7 +178,7 @@ class LabGuest:
         except FileNotFoundError:
             return ""
 
-    def wait_console(self, pattern: str, *, timeout_s: float = 60, after: int = 0) -> re.Match[str]:
+    def wait_console(self, pattern: str, *, timeout_s: float = channel.PATIENCE_S, after: int = 0) -> re.Match[str]:
         """Wait until ``pattern`` matches console text from character ``after`` on; return the match."""
         deadline = time.monotonic() + timeout_s
         while True:

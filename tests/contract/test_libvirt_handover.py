@@ -16,7 +16,7 @@ from tests.contract.sharing_harness import SharingHarness
 from tests.contract.suites.handover import HandoverContract
 from whimbrel.errors import Conflict, NotFound
 
-pytestmark = [pytest.mark.lab, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.timeout(600)]
 
 
 class _Libvirt(HandoverContract):

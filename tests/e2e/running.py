@@ -23,9 +23,9 @@ from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import TERMINAL, MigrationReport, MigrationStatus, Phase
 
 POLL_S = 0.1
-PATIENCE_S = 90.0
+PATIENCE_S = 180.0
 """Generous: two cores may carry several labs."""
-RPC_S = 10.0
+RPC_S = 30.0
 PENDING_ACTIVITY_STATE_STARTED = PendingActivityState.PENDING_ACTIVITY_STATE_STARTED
 
 

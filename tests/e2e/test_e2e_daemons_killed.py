@@ -10,7 +10,7 @@ from tests.e2e.images import MIB
 from tests.e2e.scene import Scene
 from whimbrel.model.progress import Phase
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def test_libvirtd_of_the_source_killed_in_the_baseline(scene: Scene) -> None:

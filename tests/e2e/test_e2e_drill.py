@@ -12,7 +12,7 @@ from tests.e2e.scene import Scene, definition
 from whimbrel.model.plan import VmPlan
 from whimbrel.model.progress import Phase
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 ISOLATED: dict[str, Any] = {"networks": {"*": "drill"}, "timeout_s": 120.0}
 
 

@@ -14,7 +14,7 @@ from tests.e2e.running import Running
 from tests.e2e.scene import Scene, definition, with_domain
 from whimbrel.model.progress import MigrationReport, Phase
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 SHARED = {"storage": {"shared": "shared"}}
 
 

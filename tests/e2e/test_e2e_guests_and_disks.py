@@ -13,7 +13,7 @@ from tests.e2e.remains import session_pids
 from tests.e2e.scene import Scene, with_domain
 from whimbrel.model.progress import Phase
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_guest_reset_during_a_round(scene: Scene) -> None:

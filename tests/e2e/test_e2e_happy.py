@@ -10,7 +10,7 @@ from labs.stage import WorkerProcess
 from tests.e2e.scene import Scene
 from whimbrel.model.progress import Phase
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def test_incremental_of_two_disks(scene: Scene, fresh_worker: WorkerProcess) -> None:

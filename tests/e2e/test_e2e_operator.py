@@ -11,7 +11,7 @@ from tests.e2e.running import Running
 from tests.e2e.scene import Scene
 from whimbrel.model.progress import Phase
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def _allocated(scene: Scene, running: Running) -> int:

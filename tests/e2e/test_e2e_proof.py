@@ -14,7 +14,7 @@ from tests.e2e.images import MIB, differing_blocks, fill
 from tests.e2e.remains import leftovers, shared_files
 from tests.e2e.scene import Scene, with_domain
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 ID = "0123456789"
 CHECKPOINT = f"<domaincheckpoint><name>whimbrel-{ID}-0001</name></domaincheckpoint>"
 SESSION = (

@@ -8,7 +8,7 @@ from tests.e2e.images import MIB
 from tests.e2e.scene import Scene
 from whimbrel.model.progress import MigrationReport, Phase
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 NEVER = {"checks": [{"kind": "console", "pattern": "this is never printed"}], "timeout_s": 5.0}
 
 

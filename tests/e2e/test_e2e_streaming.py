@@ -16,7 +16,7 @@ from whimbrel.errors import Unavailable
 from whimbrel.model.progress import MigrationReport, Phase
 from whimbrel.stream.control import ask
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 SLOW = 4e5
 """Bytes per second: slow enough to do something while the data arrives, and a minute must pass before it is there."""
 

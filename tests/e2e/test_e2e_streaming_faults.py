@@ -16,7 +16,7 @@ from tests.e2e.test_e2e_streaming import kill_server, server_pid, streamed, wait
 from whimbrel.model.naming import shadow_key
 from whimbrel.model.progress import Phase
 
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 CRAWL = 3e4
 """Bytes per second: nothing ends by itself before a test allows it, on a machine with ten times the load either."""
 

@@ -14,7 +14,7 @@ from whimbrel.model.progress import MigrationReport, Phase
 DATA_MIB = 32
 """In the upper half of the disk of 64 MiB, so that what is left after a cursor is known."""
 HALF_WAY_BYTES = 44 * MIB
-pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.lab, pytest.mark.e2e, pytest.mark.timeout(600)]
 
 
 def assert_went_on(report: MigrationReport, cursor: int) -> None:

@@ -12,6 +12,7 @@ import libvirt
 import pytest
 
 from labs.kvm import DiskSpec, KvmLab, LabError, LabGuest
+from labs.ports import lend_port
 
 pytestmark = [pytest.mark.lab, pytest.mark.timeout(400)]
 Make = Callable[..., LabGuest]
@@ -117,7 +118,7 @@ def test_a_backup_is_exported_over_tls_and_refuses_strangers(kvm_lab: KvmLab, la
 
         ensure_certificates(Path(stranger))
         domain = connection.lookupByName(guest.name)
-        port = 10809 + os.getpid() % 20000
+        port = lend_port()
         scratch = kvm_lab.pool_path("a") / f"{guest.name}.scratch"
         domain.backupBegin(
             f"<domainbackup mode='pull'><server transport='tcp' name='127.0.0.1' port='{port}' tls='yes'/><disks>"

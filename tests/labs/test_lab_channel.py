@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import tempfile
 import threading
@@ -44,7 +45,8 @@ class ScriptedGuest:
                     reply = self._answer(token, command)
                     if reply is None:
                         break
-                    connection.sendall(reply)
+                    with contextlib.suppress(OSError):  # whoever asked has lost patience, and asks again
+                        connection.sendall(reply)
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
@@ -71,9 +73,10 @@ def test_the_reply_is_the_line_with_the_token(path: Path) -> None:
         return b"tdeadbeef an older answer\r\ngarbage\xff\n" + polite(token, command)
 
     guest = serve(path, noisy)
-    assert channel.command(path, "hash vda 0 4096", 10) == "seen hash vda 0 4096"
+    assert channel.command(path, "hash vda 0 4096", 60) == "seen hash vda 0 4096"
     guest.close()
-    assert guest.commands == ["ping", "hash vda 0 4096"], "a command is sent once, only the ping may be repeated"
+    sent = [command for command in guest.commands if command != "ping"]
+    assert sent == ["hash vda 0 4096"], "a command is sent once, only the ping may be repeated"
 
 
 def test_an_error_of_the_guest_is_raised(path: Path) -> None:
@@ -82,7 +85,7 @@ def test_an_error_of_the_guest_is_raised(path: Path) -> None:
 
     guest = serve(path, refusing)
     with pytest.raises(GuestError, match="no disk vdz"):
-        channel.command(path, "hash vdz", 10)
+        channel.command(path, "hash vdz", 60)
     guest.close()
 
 
@@ -98,7 +101,7 @@ def test_no_socket_and_no_answer_are_said(path: Path) -> None:
 def test_a_guest_that_goes_away_in_the_middle_is_said(path: Path) -> None:
     guest = serve(path, lambda token, command: polite(token, command) if command == "ping" else None)
     with pytest.raises(LabError, match="went away"):
-        channel.command(path, "sync", 10)
+        channel.command(path, "sync", 60)
     guest.close()
 
 
@@ -106,6 +109,6 @@ def test_a_guest_that_comes_up_late_is_waited_for(path: Path) -> None:
     started: list[ScriptedGuest] = []
     timer = threading.Timer(0.5, lambda: started.append(serve(path, polite)))
     timer.start()
-    assert channel.command(path, "sync", 30) == "seen sync"
+    assert channel.command(path, "sync", 60) == "seen sync"
     timer.join()
     started[0].close()
