@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 FIRST: Final = 20_000
+CLAIM: Final = "whimbrel-port"
 _RANGE: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _held: list[socket.socket] = []
 
@@ -24,7 +26,7 @@ def lend_port() -> int:
     for port in random.sample(ports, len(ports)):
         claim = socket.socket(socket.AF_UNIX)
         try:
-            claim.bind(f"\0whimbrel-port-{port}")
+            claim.bind(f"\0{CLAIM}-{port}")
             with socket.socket() as probe:
                 probe.bind(("0.0.0.0", port))
         except OSError:
@@ -35,5 +37,5 @@ def lend_port() -> int:
     raise RuntimeError(f"no port of {ports} is free")
 
 
-def _ports() -> range:
+def _ports() -> Sequence[int]:
     return range(FIRST, int(_RANGE.read_text(encoding="ascii").split()[0]))

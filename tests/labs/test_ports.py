@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import subprocess
 import sys
@@ -16,10 +17,27 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 LEND = """
 import sys
 from labs import ports
-ports._ports = lambda: range(19_000, 19_003)
+ports.CLAIM, few = sys.argv[1], [int(port) for port in sys.argv[2:]]
+ports._ports = lambda: few
 print(ports.lend_port(), flush=True)
 sys.stdin.read()
 """
+
+
+def lender(claim: str, few: list[int]) -> subprocess.Popen[str]:
+    """A process that is lent one of a few ports, and keeps it until its input ends."""
+    return subprocess.Popen(
+        [sys.executable, "-c", LEND, claim, *map(str, few)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def lent_to(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline())
 
 
 def test_ports_are_below_those_that_the_kernel_gives_and_lent_once() -> None:
@@ -33,35 +51,22 @@ def test_ports_are_below_those_that_the_kernel_gives_and_lent_once() -> None:
 
 
 def test_another_process_is_not_lent_them_until_this_one_has_ended() -> None:
-    """Three processes have three ports to choose from."""
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", LEND],
-            cwd=REPOSITORY,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    lent = []
-    for process in processes:
-        assert process.stdout is not None
-        lent.append(int(process.stdout.readline()))
-    assert set(lent) == {19_000, 19_001, 19_002}
+    """Three processes have three ports to choose from, which nobody but this test is lent."""
+    claim, few = secrets.token_hex(8), [lend_port() for _ in range(3)]
+    processes = [lender(claim, few) for _ in few]
+    assert {lent_to(process) for process in processes} == set(few)
     for process in processes:
         process.communicate(timeout=60)
-    with subprocess.Popen(
-        [sys.executable, "-c", LEND], cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as again:
-        told, _ = again.communicate(timeout=60)
-    assert int(told) in set(lent)
+    with lender(claim, few) as again:
+        assert lent_to(again) in few
 
 
 def test_a_port_with_a_listener_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ports, "_ports", lambda: range(19_100, 19_102))
-    with socket.create_server(("127.0.0.1", 19_100)):
-        assert lend_port() == 19_101
+    taken, free = lend_port(), lend_port()
+    monkeypatch.setattr(ports, "CLAIM", secrets.token_hex(8))
+    monkeypatch.setattr(ports, "_ports", lambda: [taken, free])
+    with socket.create_server(("127.0.0.1", taken)):
+        assert lend_port() == free
         with pytest.raises(RuntimeError, match="no port"):
             lend_port()
-    assert lend_port() == 19_100
+    assert lend_port() == taken
