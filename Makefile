@@ -53,7 +53,7 @@ lint: setup ## ruff, mypy --strict, layer rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: system setup ## all test layers but slow ones, fastest first
+test: system-openstack setup ## all test layers but slow ones, fastest first
 	@$(MAKE) --no-print-directory test-unit
 	@$(MAKE) --no-print-directory test-lab
 	@$(MAKE) --no-print-directory test-e2e
