@@ -45,7 +45,7 @@ def test_calls_begin_no_more_often_than_allowed(per_s: float, gaps: list[float])
 
 
 def test_no_more_calls_at_once_than_allowed() -> None:
-    pace, lock = Pace(at_once=3), threading.Lock()
+    pace, lock, three = Pace(at_once=3), threading.Lock(), threading.Event()
     running, most = 0, 0
 
     def call() -> None:
@@ -55,6 +55,10 @@ def test_no_more_calls_at_once_than_allowed() -> None:
                 with lock:
                     running += 1
                     most = max(most, running)
+                    if running == 3:
+                        three.set()
+                # The first ones stay until they are three; a fourth would come while they rest.
+                assert three.wait(60)
                 time.sleep(0.005)
                 with lock:
                     running -= 1
