@@ -267,6 +267,26 @@ def test_a_full_target_is_waited_out(store: Store, monkeypatch: pytest.MonkeyPat
     fetcher.stop()
 
 
+def test_an_error_of_the_target_is_over_when_all_is_there(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever failed may tell so only after somebody else has brought its chunk, which was the last."""
+    monkeypatch.setattr("whimbrel.stream.fetcher.TARGET_PAUSE_S", 0.01)
+    fetcher = Fetcher(store, Source(Hand, SIZE), Sweeping(store.map))
+    for chunk in range(1, CHUNKS):
+        store.write(chunk * CHUNK, memoryview(bytes(CHUNK)))
+    claim = store.claim(0, 1)
+    assert claim is not None
+
+    def land(_claim: object, _data: object) -> int:
+        raise QuotaExceeded("no space is left")
+
+    with monkeypatch.context() as full:
+        full.setattr(store, "land", land)
+        assert fetcher._land(claim, None) == 0
+    assert isinstance(fetcher.target_error, QuotaExceeded)
+    store.write(0, memoryview(bytes(CHUNK)))
+    assert fetcher.target_error is None
+
+
 def test_stop_ends_everybody_whatever_they_wait_for(store: Store) -> None:
     hand = Hand()
     fetcher = fetcher_of(store, hand, window=CHUNK)

@@ -16,7 +16,7 @@ from whimbrel.model.progress import MigrationReport, Phase
 from whimbrel.model.vm import Power
 
 Run = Callable[[Coroutine[Any, Any, MigrationReport]], MigrationReport]
-MANUAL = {"cutover": "manual", "min_interval_s": 20.0, "max_interval_s": 20.0}
+MANUAL = {"cutover": "manual", "min_interval_s": 3600.0, "max_interval_s": 3600.0}
 
 
 def _vm(orchestrator: Orchestrator) -> Before:

@@ -86,7 +86,7 @@ class Fetcher:
         self._expected: deque[Run] = deque()
         self._holes_known = False
         self._began = time.monotonic()
-        self.target_error: WhimbrelError | None = None
+        self._target_error: WhimbrelError | None = None
         self._threads = [threading.Thread(target=self._serve_demand, name=f"demand-{n}") for n in range(demand_lanes)]
         self._threads.append(threading.Thread(target=self._hydrate, name="background"))
         self._threads.append(threading.Thread(target=self._find_holes, name="holes"))
@@ -134,6 +134,11 @@ class Fetcher:
         return self._holes_known
 
     @property
+    def target_error(self) -> WhimbrelError | None:
+        """Why the target did not take the last data; None once all is there, for others may have been quicker."""
+        return self._target_error if self.store.map.missing_chunks else None
+
+    @property
     def bandwidth_bytes_per_s(self) -> float | None:
         """The background's limit; None: none."""
         return self._bandwidth
@@ -161,13 +166,13 @@ class Fetcher:
             landed = self.store.land(claim, data)
         except WhimbrelError as error:
             log.warning("target.failed", extra={"error": str(error)})
-            self.target_error = error
+            self._target_error = error
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping, TARGET_PAUSE_S)
             if self._stopping:
                 raise Stopped from error
             return 0
-        self.target_error = None
+        self._target_error = None
         return landed
 
     # Demand
