@@ -310,6 +310,8 @@ def test_a_server_follows_its_history_and_tells(spot: Path) -> None:
     )
     server = StreamServer(config)
     try:
+        # Its start waits for that only so long.
+        until(lambda: not server.prefetch.report()["reading_history"], "the end of the reading")
         device = client_of(config)
         lane = device.lane()
         buffer = memoryview(bytearray(4096))
