@@ -75,7 +75,7 @@ def test_sigkill_and_again_until_done(tmp_path: Path) -> None:
     deadline = time.monotonic() + 200
     cursors = [0]
     while len(cursors) < 3 and time.monotonic() < deadline:
-        process = child(tmp_path, rate=10 * MIB)
+        process = child(tmp_path, rate=4 * MIB)
         while process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.3)
             cursor = peek(tmp_path)

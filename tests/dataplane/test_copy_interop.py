@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nbd.programs import listens
 from whimbrel.dataplane import (
     CopySettings,
     CopyStopped,
@@ -56,8 +57,8 @@ def server(path: Path, kind: str, *, writable: bool) -> Iterator[tuple[subproces
     command = ["qemu-nbd", "-f", kind, "-k", str(socket), "--shared=8", "--persistent", "--discard=unmap"]
     process = subprocess.Popen([*command, *([] if writable else ["-r"]), str(path)])
     try:
-        deadline = time.monotonic() + 30
-        while not socket.exists():
+        deadline = time.monotonic() + 90
+        while not listens(socket):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.02)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.nbd.programs import listens
 from tests.stream.rawclient import RawClient
 from tests.stream.streams import CHUNK, MIB, PATIENCE_S, REPOSITORY, Process, config_for, make_source, until
 from tests.stream.test_mirror_killed import SIZE, Overlay, kill_at_random
@@ -223,7 +224,7 @@ def test_a_slow_shadow_is_never_further_behind_than_said(quick_spot: Path, rate:
 
     writer = threading.Thread(target=write, daemon=True)
     try:
-        until(slow.exists, "link")
+        until(lambda: listens(slow), "link")
         server.start()
         writer.start()
         began = looked = time.monotonic()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.nbd.programs import run
+from tests.nbd.programs import listens, run
 from tests.stream.rawclient import RawClient
 from tests.stream.streams import CHUNK, MIB, PATIENCE_S, Process, config_for, make_source, until
 from tests.stream.test_stream_killed import RECORD, WRITERS, Writer, _moved
@@ -38,7 +38,7 @@ class Overlay:
         self.socket.unlink(missing_ok=True)
         argv = ["qemu-nbd", "-f", "qcow2", "-k", str(self.socket), "--persistent", "--shared=8", "--cache=writeback"]
         self._program = subprocess.Popen([*argv, str(self.file)])
-        until(self.socket.exists, "socket of the shadow")
+        until(lambda: listens(self.socket), "socket of the shadow")
 
     def kill(self) -> None:
         if self._program is not None:

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.nbd.programs import listens
 from tests.stream.streams import REPOSITORY, Process, client_of, config_for, make_source, process, until
 from whimbrel.errors import Conflict, InvalidPlan, NotFound, Unavailable
 from whimbrel.stream.prefetch.convert import from_qemu_log
@@ -269,7 +270,7 @@ def test_the_tool_records_inspects_converts_and_replays(spot: Path, capsys: pyte
         [*command, f"--socket={spot / 'nbd'}"], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
     try:
-        until(lambda: (spot / "nbd").exists() or recording.poll() is not None, "the server")
+        until(lambda: listens(spot / "nbd") or recording.poll() is not None, "the server")
         (spot / "log").write_text(LOG)
         convert = ["convert", str(spot / "log"), str(spot / "in"), f"--size-bytes={len(content)}", "--blk=0x55d0"]
         assert main(convert) == 0
