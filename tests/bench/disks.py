@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.nbd.programs import listens
+
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -93,7 +95,7 @@ def served(image: Path, socket: Path, *, writable: bool) -> Iterator[Server]:
     process = subprocess.Popen(command)
     try:
         deadline = time.monotonic() + 30
-        while not socket.exists():
+        while not listens(socket):
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError("qemu-nbd did not start")
             time.sleep(0.01)

@@ -145,7 +145,7 @@ class LibvirtSharing:
         command = ["qemu-nbd", "--persistent", "-f", form, "-k", str(socket), location]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 90
             while not Path(socket).exists():
                 assert process.poll() is None, "qemu-nbd did not start"
                 assert time.monotonic() < deadline
