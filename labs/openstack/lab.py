@@ -44,6 +44,7 @@ from labs.openstack.processes import Daemon
 SERVICES = (keystone, placement, glance, cinder, nova, neutron)
 NEEDS_ROOT = "the lab needs root: namespaces, a switch, libvirtd. Run it as root, or in a container as root"
 READY_TIMEOUT_S = 180
+ADDRESS_FREE_S = 15
 
 
 @dataclass(frozen=True)
@@ -224,9 +225,17 @@ class OpenStackLab:
         processes.wait_healthy(self.layout, daemon)
 
     def restart(self, service: str) -> None:
-        """Stop and start one service."""
+        """Stop and start one service; its address may be in use for a moment longer than its processes live."""
         self.stop(service)
-        self.start(service)
+        deadline = time.monotonic() + ADDRESS_FREE_S
+        while True:
+            try:
+                self.start(service)
+                return
+            except LabError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
 
     def _daemon(self, service: str) -> Daemon:
         known = {daemon.name: daemon for daemon in self.daemons()}
