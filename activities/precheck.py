@@ -169,7 +169,7 @@ def fit_facts(plan: VmPlan, target: Cloud, vm: VmSpec, wanted: PrecheckRequest, 
             "disks": tuple(disk.model_copy(update={"pool": plan.pool_for(disk.pool)}) for disk in vm.disks),
         }
     )
-    fit = target.fit(mapped)
+    fit = target.fit(mapped, plan.placement.size_for(vm.size_name))
     if not fit.asked or not wanted.probe or wanted.stage == "cutover":
         return fit
     refused = probe_ports(target, mapped, wanted.migration, patient=patient)

@@ -34,11 +34,11 @@ from whimbrel.model.forecast import dirty_rate, link_rate
 from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import point_key, writer_key
 from whimbrel.model.progress import Outage, Phase
-from whimbrel.model.vm import Power, TargetVm
+from whimbrel.model.vm import Power
 from workflows.calls import call
 from workflows.copying import run_round
 from workflows.course import Course
-from workflows.opening import mapped_nics
+from workflows.opening import target_vm
 from workflows.undo import unwind
 from workflows.verifying import compare_all
 
@@ -227,9 +227,7 @@ async def rebuild(course: Course) -> None:
     name = plan.target_name or journal.vm.name
     journal.push(UndoStep(kind="remove-target-vm", detail=name))
     journal.note(plan.target, "vm", name, Fate.INTENDED)
-    target = TargetVm(
-        migration=journal.migration, name=name, source=journal.vm, disks=journal.disks, nics=mapped_nics(course)
-    )
+    target = target_vm(course, name)
     made = await call(
         ComputeActivities.ensure_vm, EnsureVmInput(cloud=plan.target, vm=target), summary=f"define {name}"
     )

@@ -61,6 +61,7 @@ def rehearsed(plan: VmPlan) -> VmPlan:
             "mode": "streaming",
             "target_name": (plan.target_name or plan.vm) + plan.drill.name_suffix,
             "networks": plan.drill.networks,
+            "placement": plan.placement.model_copy(update={"group": None}),
             "disk_format": "raw" if plan.disk_format == "raw" else "keep",
             "health": health,
             "window": Window(),

@@ -18,12 +18,12 @@ from whimbrel.contracts.migration import UndoStep
 from whimbrel.model.finding import Finding
 from whimbrel.model.ledger import Fate
 from whimbrel.model.progress import Phase
-from whimbrel.model.vm import Power, TargetVm
+from whimbrel.model.vm import Power
 from workflows.calls import call
 from workflows.closing import check_health
 from workflows.course import Course
 from workflows.cutover import Retreated, last_precheck, remove_fence, retreat, start_target, stop_source
-from workflows.opening import look, mapped_nics, mapped_pool, precheck
+from workflows.opening import look, mapped_nics, mapped_pool, precheck, target_vm
 from workflows.undo import handover_input
 
 
@@ -117,9 +117,7 @@ async def _define(course: Course) -> None:
     name = plan.target_name or journal.vm.name
     journal.push(UndoStep(kind="remove-target-vm", detail=name))
     journal.note(plan.target, "vm", name, Fate.INTENDED)
-    target = TargetVm(
-        migration=journal.migration, name=name, source=journal.vm, disks=journal.disks, nics=mapped_nics(course)
-    )
+    target = target_vm(course, name)
     wanted = DefineInput(handover=handover_input(course), vm=target)
     made = await call(HandoverActivities.define, wanted, summary=f"define {name}")
     journal.note(plan.target, "vm", name, Fate.CREATED)

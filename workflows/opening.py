@@ -15,7 +15,7 @@ from whimbrel.model.finding import Finding
 from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import volume_name
 from whimbrel.model.progress import Phase
-from whimbrel.model.vm import DiskFormat, DiskSpec, NicSpec, VmSpec, VolumeSpec
+from whimbrel.model.vm import DiskFormat, DiskSpec, NicSpec, TargetVm, VmSpec, VolumeSpec
 from workflows.calls import call
 from workflows.course import Course
 
@@ -90,6 +90,21 @@ def mapped_nics(course: Course) -> tuple[NicSpec, ...]:
             )
         nics.append(nic.model_copy(update={"network": network}))
     return tuple(nics)
+
+
+def target_vm(course: Course, name: str) -> TargetVm:
+    """The VM to be rebuilt, on the volumes that are there. Raises ApplicationError (InvalidPlan)."""
+    journal, placement = course.journal, course.plan.placement
+    return TargetVm(
+        migration=journal.migration,
+        name=name,
+        source=journal.vm,
+        disks=journal.disks,
+        nics=mapped_nics(course),
+        size=placement.size_for(journal.vm.size_name),
+        zone=placement.zone,
+        group=placement.group,
+    )
 
 
 async def prepare(course: Course) -> None:

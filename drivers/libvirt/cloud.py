@@ -96,7 +96,7 @@ class LibvirtCloud:
         """All that the prechecks ask about this host as a target."""
         return target_facts(self.name, self._connection, self._reach, self.volumes, self.networks)
 
-    def fit(self, vm: VmSpec) -> FitFacts:
+    def fit(self, vm: VmSpec, size: str | None = None) -> FitFacts:
         """Nothing to ask: there is one host, and its facts are those of the target."""
         return FitFacts()
 

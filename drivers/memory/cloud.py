@@ -72,7 +72,7 @@ class MemoryCloud:
         """Facts of this cloud as a target."""
         return target_facts(self._state)
 
-    def fit(self, vm: VmSpec) -> FitFacts:
+    def fit(self, vm: VmSpec, size: str | None = None) -> FitFacts:
         """Nothing to ask: VMs are not placed."""
         return FitFacts()
 

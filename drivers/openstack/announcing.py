@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from drivers.openstack import flavors, inventory, marks, vms
+from drivers.openstack import flavors, groups, inventory, marks, vms
 from drivers.openstack.connection import Connection
 from drivers.openstack.inventory import AnnouncedDisk, AnnouncedVm, Inventory
 from drivers.openstack.networks import OpenStackNetworks
@@ -32,17 +32,13 @@ class Announcements:
         seen = inventory.read(self._connection)
         ref = vm.disks[0].volume.location
         self._check(seen, vm, ref)
+        written = _written(vm)
+        flavor = flavors.wanted(seen.flavors.values(), vm.source, vm.size)
+        group = groups.find(self._connection, vm.group) if vm.group is not None else None
         ports = []
         for nic in vm.nics:
             address = nic.addresses[0] if nic.addresses else None
             ports.append((nic.key, self._networks.ensure_port(nic.network, nic.mac, address, migration=vm.migration)))
-        written = _written(vm)
-        flavor = flavors.fit(
-            seen.flavors.values(),
-            vcpus=vm.source.vcpus,
-            memory_bytes=vm.source.memory_bytes,
-            name=str(written.get("flavor", {}).get("name", "")),
-        )
         plan = AnnouncedVm(
             ref=ref,
             name=vm.name,
@@ -53,6 +49,8 @@ class Announcements:
                 AnnouncedDisk(key=disk.spec.key, volume=disk.volume.location, bus=disk.spec.bus) for disk in vm.disks
             ),
             metadata=written.get("metadata", {}),
+            availability_zone=vm.zone,
+            group=group.id if group is not None else None,
         )
         if seen.announced.get(ref) == plan:
             return ref

@@ -95,9 +95,9 @@ class OpenStackCloud:
             self.name, self._connection, self._backing, self._networks, imports=self.imports is not None
         )
 
-    def fit(self, vm: VmSpec) -> FitFacts:
+    def fit(self, vm: VmSpec, size: str | None = None) -> FitFacts:
         """What placement and Neutron say about a VM that is to come here."""
-        return fit.read(self._connection, vm)
+        return fit.read(self._connection, vm, size)
 
     def one_look(self) -> AbstractContextManager[None]:
         """Inside, what the project has is listed once for all questions of this thread."""

@@ -240,7 +240,9 @@ class OpenStackCompute:
             }
             for number, disk in enumerate(plan.disks)
         ]
-        zone = {"availability_zone": plan.availability_zone} if plan.availability_zone else {}
+        where: dict[str, Any] = {"availability_zone": plan.availability_zone} if plan.availability_zone else {}
+        if plan.group is not None:
+            where["scheduler_hints"] = {"group": plan.group}
         with self._connection.using(f"making server {plan.name}") as conn:
             conn.compute.create_server(
                 name=plan.name,
@@ -248,7 +250,7 @@ class OpenStackCompute:
                 block_device_mapping=disks,
                 networks=[{"port": port} for _, port in plan.ports] or "none",
                 metadata={**plan.metadata, marks.REF: plan.ref, **owner, **fenced},
-                **zone,
+                **where,
             )
 
     def _check_usable(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:

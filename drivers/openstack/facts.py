@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from drivers.openstack import access, flavors, inventory, locking, marks, quotas, vms
+from drivers.openstack import access, flavors, groups, inventory, locking, marks, quotas, vms
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection
 from drivers.openstack.importing import importing
@@ -66,7 +66,7 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str, 
     # a storage that is closed to the mover is a finding, so the rest must be told without it
     spec = vms.spec(seen, ref, backing, sizes={} if reach.storage_unreached else None)
     ports = seen.ports_of(server, plan)
-    groups, floating = _filters(connection, ports)
+    filters, floating = _filters(connection, ports)
     volumes = [volume for _, volume in seen.disks_of(server, plan)]
     extra = dict((server.flavor.extra_specs or {}) if server is not None else {})
     return SourceFacts(
@@ -88,14 +88,13 @@ def source_facts(cloud: str, connection: Connection, backing: Backing, vm: str, 
         clock=clock,
         capabilities=able,
         limits=limits,
-        size_name=str(server.flavor.original_name or "") if server is not None else "",
         access=reach,
         can_act=access.may_act(reach),
         address_pairs=tuple(
             f"{key}: {pair['ip_address']}" for key, port in ports for pair in port.allowed_address_pairs or ()
         ),
         floating_addresses=floating,
-        network_filters=groups,
+        network_filters=filters,
         bandwidth_limits=tuple(f"{key}: QoS policy {port.qos_policy_id}" for key, port in ports if port.qos_policy_id),
         network_mtus={
             network.name: network.mtu
@@ -132,12 +131,19 @@ def target_facts(
             can_create=able.roles == frozenset({"source", "target"}) and access.may_act(reach),
             limits=_limits(connection, backing, seen),
             sizes=tuple(map(flavors.size_of, seen.flavors.values())),
+            zones=_zones(connection),
+            groups=groups.read(connection),
             access=reach,
         )
     except Unavailable as error:
         return TargetFacts(cloud=cloud, reachable=False, unreachable_why=error.message)
     except REFUSALS as error:
         return TargetFacts(cloud=cloud, reachable=False, unreachable_why=error.message, access=access.refusal(error))
+
+
+def _zones(connection: Connection) -> tuple[str, ...]:
+    with connection.using("listing availability zones") as conn:
+        return tuple(sorted(zone.name for zone in conn.compute.availability_zones() if zone.state.get("available")))
 
 
 def _limits(connection: Connection, backing: Backing, seen: Inventory) -> Limits:

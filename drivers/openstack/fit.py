@@ -21,11 +21,14 @@ CARD_TRAIT = "COMPUTE_NET_VIF_MODEL_"
 SECURE_BOOT_TRAIT = "COMPUTE_SECURITY_UEFI_SECURE_BOOT"
 
 
-def read(connection: Connection, vm: VmSpec, size_name: str = "") -> FitFacts:
-    """The facts of a VM whose cards name networks of this cloud. Raises Unavailable, AuthFailed, Throttled."""
+def read(connection: Connection, vm: VmSpec, size: str | None = None) -> FitFacts:
+    """The facts of a VM whose cards name networks of this cloud. Raises Unavailable, AuthFailed, Throttled.
+
+    ``size`` is the flavor that the plan asks for.
+    """
     facts = FitFacts(asked=True, taken=_taken(connection, vm))
     try:
-        candidates = _candidates(connection, vm, size_name)
+        candidates = _candidates(connection, vm, size)
         zones = _zones(connection)
     except (PermissionDenied, NotFound, Unsupported, InvalidPlan):
         return facts  # administrators only; or no flavor fits, which target.size tells
@@ -47,10 +50,10 @@ def read(connection: Connection, vm: VmSpec, size_name: str = "") -> FitFacts:
     )
 
 
-def _candidates(connection: Connection, vm: VmSpec, size_name: str) -> dict[str, Any]:
+def _candidates(connection: Connection, vm: VmSpec, size: str | None) -> dict[str, Any]:
     """Provider id -> its summary, for hosts that placement would give the VM's flavor now."""
     known = inventory.read(connection).flavors.values()
-    flavor = flavors.fit(known, vcpus=vm.vcpus, memory_bytes=vm.memory_bytes, name=size_name)
+    flavor = flavors.wanted(known, vm, size)
     query = {
         "resources": f"VCPU:{flavor.vcpus},MEMORY_MB:{flavor.ram}",
         "limit": str(MOST_CANDIDATES),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from whimbrel.errors import InvalidPlan
+from whimbrel.errors import InvalidPlan, NotFound
 from whimbrel.model.quota import VmSize, fitting
+from whimbrel.model.vm import VmSpec
 
 SPECIAL = ("pci_passthrough:", "resources:", "hw:cpu_policy", "hw:mem_page_size", "hw:vgpu", "hw:tpm_version")
 """Extra specs of flavors that give what is scarce: GPUs, dedicated CPUs, huge pages."""
@@ -29,6 +30,16 @@ def size_of(flavor: Any) -> VmSize:
         disk_bytes=(flavor.disk or 0) << 30,
         special=tuple(special),
     )
+
+
+def wanted(flavors: Iterable[Any], vm: VmSpec, size: str | None) -> Any:
+    """The flavor that a plan names, else the one that fits the VM. Raises NotFound, InvalidPlan."""
+    if size is None:
+        return fit(flavors, vcpus=vm.vcpus, memory_bytes=vm.memory_bytes, name=vm.size_name)
+    named = next((flavor for flavor in flavors if flavor.name == size), None)
+    if named is None:
+        raise NotFound(f"there is no flavor {size}", action="correct placement.sizes in the plan, or make the flavor")
+    return named
 
 
 def fit(flavors: Iterable[Any], *, vcpus: int, memory_bytes: int, name: str = "") -> Any:

@@ -44,6 +44,8 @@ class AnnouncedVm(Frozen):
     disks: tuple[AnnouncedDisk, ...]
     metadata: dict[str, str] = Field(default_factory=dict)
     availability_zone: str | None = None
+    group: str | None = None
+    """Id of the server group that it joins."""
 
 
 class Inventory:

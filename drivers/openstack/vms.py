@@ -86,6 +86,7 @@ def spec(seen: Inventory, vm: str, backing: Backing, sizes: Mapping[str, int] | 
         firmware=firmware_of(image),
         disks=tuple(disks),
         nics=tuple(nics),
+        size_name=flavor,
         definition=definition,
         definition_kind=KIND,
         definition_digest=hashlib.sha256(definition.encode()).hexdigest(),

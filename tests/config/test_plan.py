@@ -19,6 +19,7 @@ from whimbrel.model.plan import (
     ConfirmPolicy,
     ConsoleCheck,
     HealthPolicy,
+    PlacementPolicy,
     RoundPolicy,
     StopPolicy,
     TcpCheck,
@@ -46,6 +47,9 @@ FULL = (
 defaults:
   mode: incremental
   disk_format: qcow2
+  placement:
+    sizes: {m1.small: g2.small, "*": g2.large}
+    zone: north-1a
   rounds:
     outage_budget: 30s
     max_rounds: 20
@@ -78,6 +82,7 @@ vms:
     target_name: db-new
     networks: {dmz: edge}
     storage: {"*": slow, ssd: nvme}
+    placement: {sizes: {m1.tiny: g2.tiny}, group: apart}
     rounds: {outage_budget: 1h}
     bandwidth: 1MB/s
     ignore: []
@@ -104,6 +109,7 @@ def test_every_key_arrives() -> None:
         networks={"*": "lan"},
         storage={"*": "fast"},
         disk_format="qcow2",
+        placement=PlacementPolicy(sizes={"m1.small": "g2.small", "*": "g2.large"}, zone="north-1a"),
         rounds=RoundPolicy(
             outage_budget_s=30,
             max_rounds=20,
@@ -138,6 +144,9 @@ def test_every_key_arrives() -> None:
     assert db.networks == {"*": "lan", "dmz": "edge"}
     assert db.storage == {"*": "slow", "ssd": "nvme"}
     assert db.rounds == web.rounds.model_copy(update={"outage_budget_s": 3600.0})
+    sizes = {"m1.small": "g2.small", "m1.tiny": "g2.tiny", "*": "g2.large"}
+    assert db.placement == PlacementPolicy(sizes=sizes, zone="north-1a", group="apart")
+    assert [db.placement.size_for(name) for name in ("m1.tiny", "", "own")] == ["g2.tiny", "g2.large", "g2.large"]
     assert db.bandwidth_bytes_per_s == 1e6
     assert db.ignore == ()
 
@@ -356,8 +365,9 @@ def test_what_is_started_together_asks_for_room_together() -> None:
     assert loaded.select(["db"])[0].companions == ()
     assert web.companions[0].target_name == db.target_name
     assert (web.companions[0].storage or web.storage) == db.storage, "a map that is the same is not repeated"
+    assert web.companions[0].placement == db.placement
     alike = together([web, web.model_copy(update={"vm": "app"})])
-    assert alike[0].companions[0].storage is None
+    assert (alike[0].companions[0].storage, alike[0].companions[0].placement) == (None, None)
 
 
 def test_selecting_vms_keeps_the_files_order() -> None:

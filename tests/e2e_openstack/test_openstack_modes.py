@@ -46,8 +46,13 @@ def test_incremental_of_two_disks_of_a_writing_guest(scene: Scene) -> None:
 def test_from_kvm(new_scene: SceneMaker, stage: OpenStackStage) -> None:
     scene = new_scene(source=KvmSite(stage, "a"))
     scene.boot()
-    running = scene.migrate()
+    assert isinstance(scene.target, NovaSite)
+    *_, largest = scene.target.handle.flavors
+    running = scene.migrate(placement={"sizes": {"*": largest}, "zone": "nova"})
     report = scene.confirm(running)
+    server = scene.target.server(scene.name)
+    assert server is not None
+    assert (server.flavor.original_name, server.availability_zone) == (largest, "nova")
     scene.moved(running, report)
     assert report.status.rounds[-1].sent_bytes < report.status.rounds[0].sent_bytes / 2
 

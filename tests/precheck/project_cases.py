@@ -7,9 +7,9 @@ from typing import Any
 
 from tests.precheck.case import Case, case_found, case_ok, case_unknown
 from tests.precheck.healthy import GIB, MIB, NOW, facts, healthy
-from whimbrel.model.facts import AccessFacts
-from whimbrel.model.finding import PrecheckFacts
-from whimbrel.model.plan import Companion, Window
+from whimbrel.model.facts import AccessFacts, ServerGroup
+from whimbrel.model.finding import PrecheckFacts, Severity
+from whimbrel.model.plan import Companion, PlacementPolicy, Window
 from whimbrel.model.quota import Limits, MoverServer, Quota, Resource, VmSize
 from whimbrel.model.vm import VmSpec
 
@@ -46,6 +46,21 @@ def target(*quotas: Quota, **changes: Any) -> PrecheckFacts:
 GPU = VmSize(id="1", name="g.large", vcpus=8, memory_bytes=64 * GIB, special=("pci_passthrough:alias=gpu:1",))
 LARGE = VmSize(id="2", name="m.large", vcpus=4, memory_bytes=8 * GIB)
 SMALL = VmSize(id="3", name="m.small", vcpus=1, memory_bytes=2 * GIB)
+HUGE = VmSize(id="4", name="m.huge", vcpus=8, memory_bytes=32 * GIB)
+GROUP = ServerGroup(name="spread", policy="anti-affinity", members=1)
+
+
+def placed(**values: Any) -> PlacementPolicy:
+    return PlacementPolicy(**values)
+
+
+OLD_TO_HUGE = placed(sizes={"old": "m.huge"})
+
+
+def grouped(*groups: ServerGroup) -> PrecheckFacts:
+    return facts(plan__placement=placed(group="spread"), target__groups=groups)
+
+
 ASKED: dict[str, Any] = {"fit__asked": True, "fit__hosts": {"nova": 2}, "fit__hosts_free": (8, 16 * GIB)}
 SERVER = MoverServer(vcpus=1, memory_bytes=GIB, max_disks=1)
 WIDE_SERVER = SERVER.model_copy(update={"max_disks": 2})
@@ -148,9 +163,74 @@ QUOTA: tuple[Case, ...] = (
     case_ok("quota.volume-size", facts(target__limits=limits(volume_max_bytes=20 * GIB)), "20 GiB"),
     case_found("target.size", facts(target__sizes=(SMALL,)), "2 vCPUs and 4 GiB", "flavor"),
     case_found("target.size", facts(target__sizes=(SMALL, GPU)), "g.large (pci_passthrough:alias=gpu:1)"),
-    case_ok("target.size", facts(target__sizes=(SMALL, GPU), source__size_name="g.large"), "g.large"),
+    case_ok("target.size", facts(target__sizes=(SMALL, GPU), source__vm__size_name="g.large"), "g.large"),
     case_ok("target.size", facts(target__sizes=(SMALL, GPU, LARGE)), "m.large (4 vCPUs, 8 GiB) for 2 vCPUs"),
     case_ok("target.size", facts(), "any size"),
+    case_found("target.size", facts(plan__placement=placed(sizes={"*": "x"})), "has none", "take placement.sizes out"),
+    case_ok("target.size", facts(target__sizes=(LARGE, HUGE), plan__placement=placed(sizes={"*": "m.huge"})), "m.huge"),
+    case_ok(
+        "target.size",
+        facts(
+            target__sizes=(LARGE, HUGE), plan__placement=placed(sizes={"old": "m.huge"}), source__vm__size_name="old"
+        ),
+        "m.huge (8 vCPUs, 32 GiB), as the plan says",
+    ),
+    case_ok(
+        "target.size", facts(target__sizes=(LARGE, HUGE), plan__placement=placed(sizes={"old": "m.huge"})), "m.large"
+    ),
+    case_found("target.size", facts(target__sizes=(LARGE,), plan__placement=placed(sizes={"*": "m.huge"})), "m.huge"),
+    case_found(
+        "target.size",
+        facts(target__sizes=(SMALL,), plan__placement=placed(sizes={"*": "m.small"})),
+        "m.small (1 vCPUs, 2 GiB), which the plan names, is less than 2 vCPUs",
+        severity=Severity.WARN,
+    ),
+    case_found(
+        "quota.vm",
+        target(quota("vCPUs", 9, 2), target__sizes=(LARGE, HUGE), plan__placement=placed(sizes={"*": "m.huge"})),
+        "vCPUs: 8 needed",
+    ),
+    case_found(
+        "quota.plan",
+        among(
+            "web",
+            target__limits=limits(quota("vCPUs", 11)),
+            target__sizes=(LARGE, HUGE),
+            plan__placement=placed(sizes={"*": "m.huge"}),
+            plan__companions=(Companion(vm="web", placement=placed()),),
+        ),
+        "vCPUs: 12 needed",
+    ),
+    case_ok("target.zone", facts(), "the cloud chooses"),
+    case_ok("target.zone", facts(plan__placement=placed(zone="az-2"), target__zones=("az-1", "az-2")), "az-2"),
+    case_found("target.zone", facts(plan__placement=placed(zone="az-3"), target__zones=("az-1", "az-2")), "az-1, az-2"),
+    case_found("target.zone", facts(plan__placement=placed(zone="az-3")), "there are none", "placement.zone"),
+    case_ok("target.group", facts(), "none"),
+    case_ok("target.group", grouped(GROUP), "spread (anti-affinity), 1 members"),
+    case_ok("target.group", grouped(GROUP.model_copy(update={"members_max": 2})), "spread"),
+    case_found("target.group", grouped(GROUP.model_copy(update={"members_max": 1})), "1 of at most 1", "quota"),
+    case_found("target.group", grouped(GROUP, GROUP), "2 server groups are named spread"),
+    case_found("target.group", grouped(), "no server group is named spread", "server group create"),
+    case_found(
+        "target.group",
+        among(
+            "web",
+            "db",
+            plan__placement=placed(group="spread"),
+            target__groups=(GROUP.model_copy(update={"members_max": 3}),),
+        ),
+        "3 VMs are to join spread",
+    ),
+    case_ok(
+        "target.group",
+        among(
+            "web",
+            plan__placement=placed(group="spread"),
+            plan__companions=(Companion(vm="web", placement=placed(zone="az-1")),),
+            target__groups=(GROUP.model_copy(update={"members_max": 2}),),
+        ),
+        "spread",
+    ),
     case_found(
         "storage.provisioning",
         facts(target__pools__0__provisionable_bytes=29 * GIB),
@@ -178,6 +258,8 @@ QUOTA: tuple[Case, ...] = (
 FIT: tuple[Case, ...] = (
     case_ok("target.hosts", facts(), "nothing places"),
     case_ok("target.hosts", facts(**ASKED), "2 in nova"),
+    case_found("target.hosts", facts(**ASKED, plan__placement=placed(zone="az-1")), "no host at kvm-b in zone az-1"),
+    case_ok("target.hosts", facts(**ASKED, plan__placement=placed(zone="nova")), "2 in nova"),
     case_found("target.hosts", facts(**{**ASKED, "fit__hosts": NONE}), "no host at kvm-b", "2 vCPUs and 4 GiB"),
     case_unknown("target.hosts", facts(**{**ASKED, "fit__hosts": None}), "administrator"),
     case_found(

@@ -57,3 +57,22 @@ def test_moves_every_byte_and_leaves_nothing(orchestrator: Orchestrator, run: Ru
     assert {entry.fate for entry in report.ledger.entries} <= {Fate.KEPT, Fate.GONE}
     assert not list(orchestrator.state_dir.glob("manifests/*"))
     assert target.calls
+
+
+@pytest.mark.parametrize(
+    ("placement", "rule"),
+    [
+        ({"sizes": {"*": "large"}}, "target.size"),
+        ({"zone": "north"}, "target.zone"),
+        ({"group": "apart"}, "target.group"),
+    ],
+)
+def test_a_place_that_the_target_does_not_have_is_refused(
+    orchestrator: Orchestrator, run: Run, placement: dict[str, Any], rule: str
+) -> None:
+    orchestrator.source.add_vm("app01")
+    report = run(orchestrator.migrate(orchestrator.plan("app01", placement=placement)))
+    assert report.outcome == "refused"
+    assert rule in report.reason
+    assert orchestrator.source.calls_of("compute.request_stop", "compute.force_off") == []
+    assert orchestrator.leftovers(report.status.migration) == []

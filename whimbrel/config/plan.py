@@ -44,12 +44,17 @@ class LoadedPlan:
 
 def together(plans: Sequence[VmPlan]) -> tuple[VmPlan, ...]:
     """Plans that are started at once, each with the others as companions: quotas are asked for all of them."""
-    every = [Companion(vm=plan.vm, target_name=plan.target_name, storage=plan.storage) for plan in plans]
+    every = [
+        Companion(vm=plan.vm, target_name=plan.target_name, storage=plan.storage, placement=plan.placement)
+        for plan in plans
+    ]
 
     def beside(plan: VmPlan) -> tuple[Companion, ...]:
-        # a map that is the same is not repeated: each plan names all the others
+        # what is the same is not repeated: each plan names all the others
         return tuple(
-            one.model_copy(update={"storage": None}) if one.storage == plan.storage else one
+            one.model_copy(
+                update={key: None for key in ("storage", "placement") if getattr(one, key) == getattr(plan, key)}
+            )
             for one in every
             if one.vm != plan.vm
         )

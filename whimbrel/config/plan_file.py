@@ -128,6 +128,17 @@ class DrillSection(YamlModel):
     """How long the drill's checks may take. Default 15m."""
 
 
+class PlacementSection(YamlModel):
+    """As what and where the target cloud makes the VM, by names of the target; for clouds that have such things."""
+
+    sizes: Mapping | None = None
+    """Source size: target size (flavor); ``*`` stands for all others. No default: the smallest that has enough."""
+    zone: Text | None = None
+    """Availability zone. No default: the cloud's choice."""
+    group: Text | None = None
+    """Server group that the VM joins. No default: none. A drill's VM joins none."""
+
+
 class Settings(YamlModel):
     """What may stand in ``defaults`` and, for one VM, in its entry."""
 
@@ -138,6 +149,8 @@ class Settings(YamlModel):
     """Site whose movers carry the bytes. Default: the source cloud's site in whimbrel.yaml."""
     disk_format: Literal["keep", "raw", "qcow2"] | None = None
     """Format of the target's disks. Default keep."""
+    placement: PlacementSection | None = None
+    """As what and where the target cloud makes the VM."""
     rounds: RoundsSection | None = None
     """When rounds of changed blocks run and when they end."""
     window: WindowSection | None = None

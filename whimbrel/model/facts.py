@@ -95,8 +95,6 @@ class SourceFacts(Frozen):
     """Credentials allow points in time and power (a read-only connection does not)."""
     limits: Limits = Limits()
     """What points in time count against."""
-    size_name: str = ""
-    """Name of the VM's size (flavor), where the cloud has sizes."""
     address_pairs: tuple[str, ...] = ()
     """Addresses that cards may use besides their own: of clusters, routers, virtual IPs."""
     floating_addresses: tuple[str, ...] = ()
@@ -132,6 +130,16 @@ class NetworkFacts(Frozen):
     """Packet filters that new cards get unasked (the default security group)."""
 
 
+class ServerGroup(Frozen):
+    """VMs of one group lie on one host, or each on another one, as its policy says."""
+
+    name: str
+    policy: str
+    members: int
+    members_max: int | None = None
+    """None: not known, or not limited."""
+
+
 class TargetFacts(Frozen):
     """The cloud that a VM is to be rebuilt on."""
 
@@ -164,6 +172,10 @@ class TargetFacts(Frozen):
     limits: Limits = Limits()
     sizes: tuple[VmSize, ...] = ()
     """Sizes that VMs come in; empty where any size is built."""
+    zones: tuple[str, ...] = ()
+    """Availability zones that take VMs now; empty where the cloud has none."""
+    groups: tuple[ServerGroup, ...] = ()
+    """Server groups of the project; empty where the cloud has none."""
     access: AccessFacts = AccessFacts()
 
 

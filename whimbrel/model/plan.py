@@ -170,12 +170,29 @@ class DrillPolicy(Frozen):
         return self.networks.get(source_network, self.networks.get("*"))
 
 
+class PlacementPolicy(Frozen):
+    """As what and where the target cloud makes the VM, by the target's names; a cloud without such things refuses."""
+
+    sizes: dict[str, str] = Field(default_factory=dict)
+    """Source size -> target size (flavor); ``*`` stands for all others, and for VMs of clouds without sizes."""
+    zone: str | None = None
+    """Availability zone; None: the cloud's choice."""
+    group: str | None = None
+    """Server group that the VM joins; a drill's VM joins none."""
+
+    def size_for(self, source_size: str) -> str | None:
+        """The size that is asked for; None: the one that fits best."""
+        return self.sizes.get(source_size, self.sizes.get("*"))
+
+
 class Companion(Frozen):
     """Another VM that moves together with this one: what of its plan counts against the same quotas."""
 
     vm: str
     target_name: str | None = None
     storage: dict[str, str] | None = None
+    """None: the same as this VM's."""
+    placement: PlacementPolicy | None = None
     """None: the same as this VM's."""
 
 
@@ -195,6 +212,7 @@ class VmPlan(Frozen):
     """Source network -> target network."""
     storage: dict[str, str] = Field(default_factory=dict)
     """Source pool -> target pool; ``*`` stands for all others."""
+    placement: PlacementPolicy = PlacementPolicy()
     disk_format: Literal["keep", "raw", "qcow2"] = "keep"
     rounds: RoundPolicy = RoundPolicy()
     window: Window = Window()

@@ -74,6 +74,8 @@ class VmSpec(Frozen):
     definition_kind: str = ""
     definition_digest: str = ""
     """Digest of the persistent definition; equal before a migration and after its rollback."""
+    size_name: str = ""
+    """Name of its size (flavor), where the cloud has sizes."""
     autostart: bool = False
     owner_migration: str | None = None
     """Migration id in our tag, if the object is tagged as made by us."""
@@ -123,6 +125,12 @@ class TargetVm(Frozen):
     source: VmSpec
     disks: tuple[TargetDisk, ...]
     nics: tuple[NicSpec, ...]
+    size: str | None = None
+    """Name of the size (flavor) that it gets; None: the one that fits best."""
+    zone: str | None = None
+    """Availability zone; None: the cloud's choice."""
+    group: str | None = None
+    """Name of the server group that it joins."""
 
 
 class Capabilities(Frozen):

@@ -83,8 +83,10 @@ class Cloud(Protocol):
         """All that the prechecks ask about this cloud as a target, gathered at once."""
         ...
 
-    def fit(self, vm: VmSpec) -> FitFacts:
+    def fit(self, vm: VmSpec, size: str | None = None) -> FitFacts:
         """What this cloud, as a target, says about a VM with cards on its networks and disks in its pools.
+
+        ``size`` is the name of the size (flavor) that the plan asks for.
 
         Nothing is made. A cloud that does not place VMs answers ``FitFacts()``. Raises Unavailable.
         """

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from whimbrel.model.figures import bytes_text
 from whimbrel.model.finding import PrecheckFacts
 from whimbrel.model.naming import volume_name
+from whimbrel.model.plan import Companion, PlacementPolicy
 from whimbrel.model.quota import SPACE, Limits, Quota, Resource, VmSize, fitting
 from whimbrel.model.vm import VmSpec
 from whimbrel.precheck.known import the_vm
@@ -22,28 +23,31 @@ POINTS_AT_ONCE = 2
 def own_demand(facts: PrecheckFacts) -> Demand:
     """What this VM takes at the target from now on. Raises FactMissing."""
     vm = the_vm(facts)
-    return _at_target(facts, vm, name=facts.plan.target_name or vm.name, pool_for=facts.plan.pool_for)
+    plan = facts.plan
+    size = size_for(facts, vm, plan.placement)
+    return _at_target(facts, vm, name=plan.target_name or vm.name, pool_for=plan.pool_for, size=size)
 
 
 def plan_demand(facts: PrecheckFacts) -> tuple[Demand, int]:
     """The same for this VM and all its companions that are not at the target yet, and how many VMs that is."""
     total, count = own_demand(facts), 1
-    for vm, name, storage in companions(facts):
+    for vm, name, one in companions(facts):
         if name in facts.target.vm_names:
             continue  # made already: it is part of what is used
         count += 1
-        total += _at_target(facts, vm, name=name, pool_for=_mapping(storage))
+        pool_for = _mapping(facts.plan.storage if one.storage is None else one.storage)
+        size = size_for(facts, vm, one.placement or facts.plan.placement)
+        total += _at_target(facts, vm, name=name, pool_for=pool_for, size=size)
     return total, count
 
 
-def companions(facts: PrecheckFacts) -> Iterable[tuple[VmSpec, str, Mapping[str, str]]]:
-    """The plan's other VMs that are known, with name at the target and map of storage."""
+def companions(facts: PrecheckFacts) -> Iterable[tuple[VmSpec, str, Companion]]:
+    """The plan's other VMs that are known, with name at the target and what the plan says of them."""
     known = {key: vm for vm in facts.companions or () for key in (vm.name, vm.ref)}
     for one in facts.plan.companions:
         if one.vm in known:
             vm = known[one.vm]
-            storage = facts.plan.storage if one.storage is None else one.storage
-            yield vm, one.target_name or vm.name, storage
+            yield vm, one.target_name or vm.name, one
 
 
 def point_demand(facts: PrecheckFacts) -> Demand:
@@ -74,9 +78,12 @@ def tightest(limits: Limits, need: Demand) -> str:
     return _line(worst, need[worst.resource, worst.pool])
 
 
-def size_for(facts: PrecheckFacts, vm: VmSpec, name: str = "") -> VmSize | None:
-    """The size that the VM gets at the target; None where sizes are free, or none is enough."""
-    return fitting(facts.target.sizes, vcpus=vm.vcpus, memory_bytes=vm.memory_bytes, name=name)
+def size_for(facts: PrecheckFacts, vm: VmSpec, placement: PlacementPolicy) -> VmSize | None:
+    """The size that the VM gets at the target, named or fitting; None where sizes are free, or there is none such."""
+    asked = placement.size_for(vm.size_name)
+    if asked is not None:
+        return next((size for size in facts.target.sizes if size.name == asked), None)
+    return fitting(facts.target.sizes, vcpus=vm.vcpus, memory_bytes=vm.memory_bytes, name=vm.size_name)
 
 
 def _line(quota: Quota, need: int) -> str:
@@ -91,9 +98,16 @@ def _mapping(storage: Mapping[str, str]) -> Callable[[str | None], str | None]:
     return lambda pool: storage.get(pool or "", storage.get("*"))
 
 
-def _at_target(facts: PrecheckFacts, vm: VmSpec, *, name: str, pool_for: Callable[[str | None], str | None]) -> Demand:
+def _at_target(
+    facts: PrecheckFacts,
+    vm: VmSpec,
+    *,
+    name: str,
+    pool_for: Callable[[str | None], str | None],
+    size: VmSize | None,
+) -> Demand:
     limits, total = facts.target.limits, Demand()
-    size, frozen = size_for(facts, vm), _freezes_first_state(facts)
+    frozen = _freezes_first_state(facts)
     total["VMs", None] += 1
     total["vCPUs", None] += size.vcpus if size is not None else vm.vcpus
     total["memory", None] += size.memory_bytes if size is not None else vm.memory_bytes

@@ -22,9 +22,10 @@ def hosts(facts: PrecheckFacts) -> Answer:
     if fit.hosts is None:
         raise FactMissing("which hosts have room (an administrator may ask)")
     shape = f"{vm.vcpus} vCPUs and {bytes_text(vm.memory_bytes)}"
-    if not sum(fit.hosts.values()):
+    zone = facts.plan.placement.zone
+    if not sum(count for name, count in fit.hosts.items() if zone in {None, name}):
         return found(
-            f"no host at {facts.plan.target} has room for {shape}",
+            f"no host at {facts.plan.target}{f' in zone {zone}' if zone else ''} has room for {shape}",
             "free hosts there, or ask the cloud's operator: the VM could not be started at the cutover",
         )
     by_zone = listed([f"{count} in {zone or 'no zone'}" for zone, count in sorted(fit.hosts.items())])

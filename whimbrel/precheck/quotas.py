@@ -12,7 +12,6 @@ from whimbrel.precheck.demand import (
     plan_demand,
     point_demand,
     short,
-    size_for,
     tightest,
 )
 from whimbrel.precheck.known import held_bytes, listed, the_target, the_vm
@@ -93,29 +92,6 @@ def volume_size(facts: PrecheckFacts) -> Answer:
     return ok(f"at most {bytes_text(most)} each")
 
 
-@rule("target.size", "the target has a size for the VM", Severity.BLOCK, catalogue=(57,), stages=ALWAYS)
-def size(facts: PrecheckFacts) -> Answer:
-    """A size (flavor) with at least the VM's vCPUs and memory, and none with GPUs and the like unless of its name."""
-    the_target(facts)
-    vm, sizes = the_vm(facts), facts.target.sizes
-    if not sizes:
-        return ok("VMs of any size are built")
-    chosen = size_for(facts, vm, facts.source.size_name)
-    shape = f"{vm.vcpus} vCPUs and {bytes_text(vm.memory_bytes)}"
-    if chosen is None:
-        special = sorted(
-            f"{one.name} ({listed(one.special)})"
-            for one in sizes
-            if one.special and one.vcpus >= vm.vcpus and one.memory_bytes >= vm.memory_bytes
-        )
-        hint = f"; with more than that: {listed(special)}" if special else ""
-        return found(
-            f"no size at {facts.plan.target} has {shape}{hint}",
-            "make a flavor of this size in the target cloud, or give the project access to one",
-        )
-    return ok(f"{chosen.name} ({chosen.vcpus} vCPUs, {bytes_text(chosen.memory_bytes)}) for {shape}")
-
-
 @rule("storage.provisioning", "the storage takes volumes of this size", Severity.BLOCK, catalogue=(59,))
 def provisioning(facts: PrecheckFacts) -> Answer:
     """All disks of the plan at their whole size, against what the cloud still places in each pool, thin or not."""
@@ -146,7 +122,11 @@ def plan_space(facts: PrecheckFacts) -> Answer:
     _known(facts)
     need: dict[str, int] = defaultdict(int)
     vms = [(the_vm(facts), facts.plan.storage)]
-    vms += [(vm, dict(storage)) for vm, name, storage in companions(facts) if name not in facts.target.vm_names]
+    vms += [
+        (vm, dict(facts.plan.storage if one.storage is None else one.storage))
+        for vm, name, one in companions(facts)
+        if name not in facts.target.vm_names
+    ]
     for vm, storage in vms:
         for disk in vm.disks:
             pool = storage.get(disk.pool or "", storage.get("*"))
@@ -170,4 +150,4 @@ def _known(facts: PrecheckFacts) -> None:
         raise FactMissing("the other VMs of the plan were not read")
 
 
-RULES = (vm_fits, plan_fits, points_fit, volume_size, size, provisioning, plan_space)
+RULES = (vm_fits, plan_fits, points_fit, volume_size, provisioning, plan_space)
