@@ -112,8 +112,8 @@ def forwarded(monitor: Path) -> int:
             line.connect(str(monitor))
             line.sendall(b"info usernet\n")
             told = ""
-            while told.count("(qemu)") < 2:
-                told += line.recv(4096).decode(errors="replace")
+            while told.count("(qemu)") < 2 and (more := line.recv(4096)):
+                told += more.decode(errors="replace")
     return int(found[1])
 
 
