@@ -208,9 +208,9 @@ QUOTA: tuple[Case, ...] = (
     case_ok("target.group", facts(), "none"),
     case_ok("target.group", grouped(GROUP), "spread (anti-affinity), 1 members"),
     case_ok("target.group", grouped(GROUP.model_copy(update={"members_max": 2})), "spread"),
-    case_found("target.group", grouped(GROUP.model_copy(update={"members_max": 1})), "1 of at most 1", "quota"),
+    case_found("target.group", grouped(GROUP.model_copy(update={"members_max": 1})), "1 of at most 1", "raise"),
     case_found("target.group", grouped(GROUP, GROUP), "2 server groups are named spread"),
-    case_found("target.group", grouped(), "no server group is named spread", "server group create"),
+    case_found("target.group", grouped(), "no server group is named spread", "at the target"),
     case_found(
         "target.group",
         among(

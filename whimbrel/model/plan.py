@@ -249,6 +249,11 @@ class VmPlan(Frozen):
         """Whether the VM is copied while it runs, in rounds, before the source is stopped."""
         return self.mode == "incremental" or (self.mode == "streaming" and self.stream.precopy)
 
+    def of(self, companion: Companion) -> VmPlan:
+        """This plan as it holds for another VM that moves with this one, as far as the companion tells."""
+        own = {key: getattr(companion, key) for key in ("storage", "placement") if getattr(companion, key) is not None}
+        return self.model_copy(update={"vm": companion.vm, "target_name": companion.target_name, **own})
+
     def pool_for(self, source_pool: str | None) -> str | None:
         """Target pool for a disk in ``source_pool``; None when the plan maps neither it nor ``*``."""
         return self.storage.get(source_pool or "", self.storage.get("*"))

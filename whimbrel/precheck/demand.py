@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 
 from whimbrel.model.figures import bytes_text
 from whimbrel.model.finding import PrecheckFacts
 from whimbrel.model.naming import volume_name
-from whimbrel.model.plan import Companion, PlacementPolicy
+from whimbrel.model.plan import PlacementPolicy, VmPlan
 from whimbrel.model.quota import SPACE, Limits, Quota, Resource, VmSize, fitting
 from whimbrel.model.vm import VmSpec
 from whimbrel.precheck.known import the_vm
@@ -23,38 +23,33 @@ POINTS_AT_ONCE = 2
 def own_demand(facts: PrecheckFacts) -> Demand:
     """What this VM takes at the target from now on. Raises FactMissing."""
     vm = the_vm(facts)
-    plan = facts.plan
-    size = size_for(facts, vm, plan.placement)
-    return _at_target(facts, vm, name=plan.target_name or vm.name, pool_for=plan.pool_for, size=size)
+    return _at_target(facts, vm, facts.plan)
 
 
 def plan_demand(facts: PrecheckFacts) -> tuple[Demand, int]:
     """The same for this VM and all its companions that are not at the target yet, and how many VMs that is."""
     total, count = own_demand(facts), 1
-    for vm, name, one in companions(facts):
-        if name in facts.target.vm_names:
+    for vm, plan in companions(facts):
+        if (plan.target_name or vm.name) in facts.target.vm_names:
             continue  # made already: it is part of what is used
         count += 1
-        pool_for = _mapping(facts.plan.storage if one.storage is None else one.storage)
-        size = size_for(facts, vm, one.placement or facts.plan.placement)
-        total += _at_target(facts, vm, name=name, pool_for=pool_for, size=size)
+        total += _at_target(facts, vm, plan)
     return total, count
 
 
-def companions(facts: PrecheckFacts) -> Iterable[tuple[VmSpec, str, Companion]]:
-    """The plan's other VMs that are known, with name at the target and what the plan says of them."""
+def companions(facts: PrecheckFacts) -> Iterable[tuple[VmSpec, VmPlan]]:
+    """The plan's other VMs that are known, with the plan as it holds for them."""
     known = {key: vm for vm in facts.companions or () for key in (vm.name, vm.ref)}
     for one in facts.plan.companions:
         if one.vm in known:
-            vm = known[one.vm]
-            yield vm, one.target_name or vm.name, one
+            yield known[one.vm], facts.plan.of(one)
 
 
 def point_demand(facts: PrecheckFacts) -> Demand:
     """What the points of this VM and its companions take at the source: snapshots, and servers that read them."""
     limits, total = facts.source.limits, Demand()
     most = POINTS_AT_ONCE if facts.plan.runs_rounds else 1
-    for vm in (the_vm(facts), *(vm for vm, _, _ in companions(facts))):
+    for vm in (the_vm(facts), *(vm for vm, _ in companions(facts))):
         for disk in vm.disks:
             at_once = 1 if limits.served(disk.pool) else most  # such a snapshot is no base of a later one
             count = max(at_once - limits.snapshots_made.get(disk.location, 0), 0)
@@ -94,33 +89,22 @@ def _line(quota: Quota, need: int) -> str:
     return f"{quota.resource}{where}: {text(need)} needed, {text(quota.left)} of {text(quota.limit)} left"
 
 
-def _mapping(storage: Mapping[str, str]) -> Callable[[str | None], str | None]:
-    return lambda pool: storage.get(pool or "", storage.get("*"))
-
-
-def _at_target(
-    facts: PrecheckFacts,
-    vm: VmSpec,
-    *,
-    name: str,
-    pool_for: Callable[[str | None], str | None],
-    size: VmSize | None,
-) -> Demand:
+def _at_target(facts: PrecheckFacts, vm: VmSpec, plan: VmPlan) -> Demand:
     limits, total = facts.target.limits, Demand()
-    frozen = _freezes_first_state(facts)
+    name, size, frozen = plan.target_name or vm.name, size_for(facts, vm, plan.placement), _freezes_first_state(facts)
     total["VMs", None] += 1
     total["vCPUs", None] += size.vcpus if size is not None else vm.vcpus
     total["memory", None] += size.memory_bytes if size is not None else vm.memory_bytes
     total["ports", None] += len(vm.nics)
     for disk in vm.disks:
-        pool = pool_for(disk.pool)
+        pool = plan.pool_for(disk.pool)
         if not _there(facts, name, disk.key):
             total.update({("volumes", None): 1, ("volumes", pool): 1})
             space = limits.counted(disk.size_bytes)
             total.update({("volume space", None): space, ("volume space", pool): space})
         _add_snapshots(total, limits, pool, disk.size_bytes, 1 if frozen else 0)
-    if facts.plan.mode != "dual-attach":
-        _add_session(total, limits, [(pool_for(disk.pool), disk.size_bytes) for disk in vm.disks], copies=frozen)
+    if plan.mode != "dual-attach":
+        _add_session(total, limits, [(plan.pool_for(disk.pool), disk.size_bytes) for disk in vm.disks], copies=frozen)
     return total
 
 

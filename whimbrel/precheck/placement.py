@@ -72,17 +72,17 @@ def group(facts: PrecheckFacts) -> Answer:
         how_many = f"{len(named)} server groups are" if named else "no server group is"
         return found(
             f"{how_many} named {wanted} at {facts.plan.target}; there are {known}",
-            f"correct placement.group in the plan, or make it: openstack server group create --policy ... {wanted}",
+            "correct placement.group in the plan, take it out, or make such a group at the target",
         )
     (there,) = named
     joining = 1 + sum(
-        (one.placement or facts.plan.placement).group == wanted and name not in facts.target.vm_names
-        for _, name, one in companions(facts)
+        plan.placement.group == wanted and (plan.target_name or vm.name) not in facts.target.vm_names
+        for vm, plan in companions(facts)
     )
     if there.members_max is not None and there.members + joining > there.members_max:
         return found(
             f"{joining} VMs are to join {wanted}, which has {there.members} of at most {there.members_max} members",
-            "raise the quota server-group-members, or name another group",
+            "raise how many members a group may have, or name another group",
         )
     return ok(f"{wanted} ({there.policy}), {there.members} members")
 

@@ -121,15 +121,11 @@ def plan_space(facts: PrecheckFacts) -> Answer:
         return ok("the VM is moved alone")
     _known(facts)
     need: dict[str, int] = defaultdict(int)
-    vms = [(the_vm(facts), facts.plan.storage)]
-    vms += [
-        (vm, dict(facts.plan.storage if one.storage is None else one.storage))
-        for vm, name, one in companions(facts)
-        if name not in facts.target.vm_names
-    ]
-    for vm, storage in vms:
+    vms = [(the_vm(facts), facts.plan)]
+    vms += [(vm, plan) for vm, plan in companions(facts) if (plan.target_name or vm.name) not in facts.target.vm_names]
+    for vm, plan in vms:
         for disk in vm.disks:
-            pool = storage.get(disk.pool or "", storage.get("*"))
+            pool = plan.pool_for(disk.pool)
             if pool is not None:
                 need[pool] += held_bytes(disk)
     free = {pool.name: pool.free_bytes for pool in facts.target.pools}

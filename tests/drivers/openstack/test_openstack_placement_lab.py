@@ -14,7 +14,6 @@ from whimbrel.errors import NotFound
 from whimbrel.model.vm import DiskFormat, TargetVm
 
 pytestmark = [pytest.mark.openstack, pytest.mark.timeout(300)]
-GROUP_OF_OURS = "spread-{migration}"
 
 
 class TestPlacement(ContractSuite):
@@ -28,7 +27,7 @@ class TestPlacement(ContractSuite):
 
     @pytest.fixture
     def group(self, harness: OpenStackHarness, migration: str) -> Iterator[str]:
-        name = GROUP_OF_OURS.format(migration=migration)
+        name = f"spread-{migration}"
         made = harness.conn.compute.create_server_group(name=name, policy="soft-anti-affinity")
         yield name
         harness.conn.compute.delete_server_group(made.id)
