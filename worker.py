@@ -174,6 +174,7 @@ def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
         compute.set_autostart,
         compute.fence,
         compute.unfence,
+        compute.announce,
         compute.ensure_vm,
         compute.ensure_absent,
         compute.release,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from temporalio import activity
 
+from activities.patience import watched
 from whimbrel.contracts.activity_io import (
+    AnnouncedResult,
     AutostartInput,
     Done,
     EnsureVmInput,
@@ -70,10 +72,15 @@ class ComputeActivities:
     @activity.defn(name="compute.wait_off", no_thread_cancel_exception=True)
     def wait_off(self, wanted: VmInput) -> PowerResult:
         """Succeed once the VM is off; until then NotReady, which Temporal tries again."""
-        state = self._clouds.get(wanted.cloud).compute.power(wanted.ref)
-        if state not in {Power.OFF, Power.CRASHED}:
-            raise NotReady(f"the guest is still {state}", vm=wanted.ref)
-        return PowerResult(power=state)
+        compute = self._clouds.get(wanted.cloud).compute
+
+        def look() -> PowerResult:
+            state = compute.power(wanted.ref)
+            if state not in {Power.OFF, Power.CRASHED}:
+                raise NotReady(f"the guest is still {state}", vm=wanted.ref)
+            return PowerResult(power=state)
+
+        return watched(look)
 
     @activity.defn(name="compute.force_off", no_thread_cancel_exception=True)
     def force_off(self, wanted: VmInput) -> PowerResult:
@@ -110,6 +117,13 @@ class ComputeActivities:
         """Let the owner start the VM again."""
         self._clouds.get(wanted.cloud).compute.unfence(wanted.ref, migration=wanted.migration)
         return Done()
+
+    @activity.defn(name="compute.announce", no_thread_cancel_exception=True)
+    def announce(self, wanted: EnsureVmInput) -> AnnouncedResult:
+        """The same as ``ensure_vm`` where that may come before the volumes are finished; elsewhere nothing."""
+        if not self._clouds.get(wanted.cloud).capabilities().announces:
+            return AnnouncedResult()
+        return AnnouncedResult(made=self.ensure_vm(wanted))
 
     @activity.defn(name="compute.ensure_vm", no_thread_cancel_exception=True)
     def ensure_vm(self, wanted: EnsureVmInput) -> VmResult:

@@ -26,6 +26,7 @@ from whimbrel.dataplane import (
     CopySettings,
     CopyStopped,
     Governor,
+    LastDelta,
     Manifest,
     ManifestCorrupt,
     Priority,
@@ -219,10 +220,12 @@ class CopyActivities:
             stack.callback(source.close)
             target = open_device(job.target.endpoint)
             stack.callback(target.close)
+            since = self._last_delta(job, source, stack) if job.frozen_before_delta else None
             try:
                 result = compare(
                     source,
                     target,
+                    since=since,
                     mode=job.mode,
                     sample_fraction=job.sample_fraction,
                     seed=_seed(job.migration),
@@ -240,12 +243,22 @@ class CopyActivities:
                 mode=job.mode,
                 compared_bytes=result.compared_bytes,
                 skipped_zero_bytes=result.skipped_zero_bytes,
+                read_back_bytes=result.read_back_bytes,
                 mismatches=result.mismatch_count,
                 first_mismatches=tuple(result.mismatches),
                 digest=result.digest_hex,
                 sample=result.sample,
             )
         )
+
+    def _last_delta(self, job: CompareDiskInput, source: BlockDevice, stack: ExitStack) -> LastDelta:
+        path = self._manifest_path(job.migration, job.disk)
+        try:
+            manifest = Manifest.open(path, source.size_bytes)
+        except ManifestCorrupt:
+            discard_manifest(path)  # one that knows nothing vouches for nothing
+            manifest = Manifest.open(path, source.size_bytes)
+        return LastDelta(source.changed(), stack.enter_context(manifest))
 
     @activity.defn(name="manifest.discard", no_thread_cancel_exception=True)
     def discard(self, wanted: ManifestInput) -> Done:

@@ -8,6 +8,7 @@ import subprocess
 
 from temporalio import activity
 
+from activities.patience import watched
 from whimbrel.contracts.activity_io import HealthInput, HealthResult
 from whimbrel.errors import GuestUnbootable, NotReady
 from whimbrel.model.plan import AgentCheck, CommandCheck, ConsoleCheck, TcpCheck
@@ -75,11 +76,15 @@ class HealthActivities:
 
     @activity.defn(name="health.check", no_thread_cancel_exception=True)
     def check(self, wanted: HealthInput) -> HealthResult:
-        """Pass all checks now, or raise NotReady (tried again by Temporal until the plan's timeout)."""
+        """Pass all checks, or raise NotReady (tried again by Temporal until the plan's timeout)."""
         cloud = self._clouds.get(wanted.cloud)
         power = cloud.compute.power(wanted.ref)
         if power is not Power.RUNNING:
             raise NotReady(f"the VM is {power}, not running", vm=wanted.ref)
+        return watched(lambda: self._passed(cloud, wanted))
+
+    @staticmethod
+    def _passed(cloud: Cloud, wanted: HealthInput) -> HealthResult:
         passed = ["VM runs"]
         for check in wanted.policy.checks:
             if isinstance(check, ConsoleCheck):

@@ -25,6 +25,7 @@ class PointActivities:
             since=wanted.since,
             migration=wanted.migration,
             track=wanted.track,
+            resting=wanted.resting,
         )
         return PointResult(point=point)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -81,3 +81,14 @@ async def call(
         raise
     raise_if_cancelled()
     return result
+
+
+async def all_of(works: Iterable[Coroutine[Any, Any, Out]]) -> list[Out]:
+    """Do them at once; the first failure cancels the others and is raised when all have ended."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

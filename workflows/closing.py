@@ -94,7 +94,8 @@ async def _compare(course: Course) -> None:
     journal = course.journal
     assert journal.source_point is not None
     assert journal.target_point is not None
-    await compare_all(course, journal.source_point.disks, journal.target_point.disks)
+    early = journal.frozen_before_delta
+    await compare_all(course, journal.source_point.disks, journal.target_point.disks, before_delta=early)
 
 
 async def _close_points(course: Course) -> None:

@@ -29,7 +29,7 @@ from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import point_key, writer_key
 from whimbrel.model.point import DiskPoint, OpenPoint, WriterSession
 from whimbrel.model.progress import DiskProgress
-from workflows.calls import call, raise_if_cancelled, start
+from workflows.calls import all_of, call, raise_if_cancelled, start
 from workflows.course import Course
 
 REOPEN_FIRST_S = 2.0
@@ -52,7 +52,13 @@ def epoch(point: OpenPoint) -> str:
 
 
 async def open_point(
-    course: Course, key: str, since: str | None, *, timing: Timing | None = None, track: bool = True
+    course: Course,
+    key: str,
+    since: str | None,
+    *,
+    timing: Timing | None = None,
+    track: bool = True,
+    resting: bool = False,
 ) -> tuple[OpenPoint, bool]:
     """Open a point of the source; (point, by_hash): where tracking is lost, block hashes tell what changed."""
     journal = course.journal
@@ -66,6 +72,7 @@ async def open_point(
         migration=journal.migration,
         since=since,
         track=track,
+        resting=resting,
     )
     by_hash = False
     try:
@@ -117,13 +124,7 @@ async def copy_disks(
         async with slots:
             return await _copy_one(course, point, disk, targets[disk.key], kind=kind, by_hash=by_hash, fresh=fresh)
 
-    tasks = [asyncio.create_task(one(disk)) for disk in point.disks]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    return await all_of(map(one, point.disks))
 
 
 async def _copy_one(
@@ -217,8 +218,11 @@ async def run_round(
     timing: Timing | None = None,
     key: str | None = None,
     track: bool = True,
+    ready: WriterSession | None = None,
 ) -> tuple[RoundRecord, OpenPoint]:
     """Open a point, copy all disks, close it; both ends are opened again when an attempt cannot go on.
+
+    ``ready`` is the session of the target's volumes, where it was opened just now.
 
     A hypervisor that died takes its points with it: opening by the same key either finds the point (and the copy goes
     on from its cursor) or takes a new one (and the copy starts over, for it is another epoch).
@@ -228,8 +232,8 @@ async def run_round(
     started_at = workflow.now()
     wait_s, fruitless = REOPEN_FIRST_S, 0
     while True:
-        point, lost = await open_point(course, key, since, timing=timing, track=track)
-        session = await open_writer(course, timing=timing)
+        point, lost = await open_point(course, key, since, timing=timing, track=track, resting=kind == "final")
+        session = (ready if fruitless == 0 else None) or await open_writer(course, timing=timing)
         by_hash = by_hash or lost or _baseline_of_another_state(course, kind, point)
         journal.copying_epoch = epoch(point)
         began = workflow.now()

@@ -18,14 +18,17 @@ from activities.volume import VolumeActivities
 from whimbrel.contracts import failure
 from whimbrel.contracts.activity_io import (
     AutostartInput,
+    ClosePointInput,
     CloseWriterInput,
     CopyKind,
     EnsureVmInput,
     FenceInput,
+    ForgetPointsInput,
     OpenPointInput,
     PrecheckRequest,
     StartInput,
     VmInput,
+    VmResult,
 )
 from whimbrel.contracts.migration import UndoStep
 from whimbrel.contracts.timeouts import CUTOVER
@@ -33,10 +36,11 @@ from whimbrel.errors import PreconditionFailed, QuotaExceeded
 from whimbrel.model.forecast import dirty_rate, link_rate
 from whimbrel.model.ledger import Fate
 from whimbrel.model.naming import point_key, writer_key
+from whimbrel.model.point import WriterSession
 from whimbrel.model.progress import Outage, Phase
 from whimbrel.model.vm import Power
-from workflows.calls import call
-from workflows.copying import run_round
+from workflows.calls import all_of, call
+from workflows.copying import open_writer, run_round
 from workflows.course import Course
 from workflows.opening import target_vm
 from workflows.undo import unwind
@@ -59,13 +63,18 @@ async def cutover(course: Course) -> None:
     journal.enter(Phase.CUTOVER)
     try:
         await course.step("last precheck", lambda: last_precheck(course), hold=False)
-        await course.step("stop the source", lambda: stop_source(course), hold=False)
-        await course.step("final delta", lambda: _final_delta(course), hold=False)
+        if workflow.patched("announced-before-the-stop"):
+            await course.step("announce the VM", lambda: _announce(course), hold=False)
+            await course.step("stop the source", lambda: _take_down(course), hold=False)
+            await course.step("final delta", lambda: _last_changes(course), hold=False)
+        else:
+            await course.step("stop the source", lambda: stop_source(course), hold=False)
+            await course.step("final delta", lambda: _final_delta(course), hold=False)
         if course.plan.verify.when == "before_boot":
             await course.step("verify", lambda: _verify_before_boot(course), hold=False)
         journal.enter(Phase.REBUILD)
         await course.step("rebuild the VM", lambda: rebuild(course), hold=False)
-        freeze = _wants_first_state(course)
+        freeze = _wants_first_state(course) and journal.target_point is None
         await course.step("start the target", lambda: start_target(course, freeze=freeze), hold=False)
     except FailureError as error:
         if failure.is_cancel(error) or journal.target_ran:
@@ -83,6 +92,7 @@ async def retreat(course: Course, mark: int, found: failure.Failure) -> None:
     journal.source_stopped = False
     journal.source_point = journal.target_point = None
     journal.target_ref = journal.target_token = None
+    journal.frozen_before_delta = False
     journal.outage = None
     journal.retreated = course.copy_torn = True
     course.wishes.cutover = False
@@ -112,8 +122,34 @@ async def last_precheck(course: Course) -> None:
         )
 
 
+async def _announce(course: Course) -> None:
+    """All that needs no finished volumes, while the source runs: what the target VM is to have, the volumes' session.
+
+    Where changes are tracked, so is the state that the target begins with: frozen as it is before the last delta, of
+    which is known what it brings (``dataplane.LastDelta``).
+
+    A cloud that refuses the VM, for want of a port or of an address, costs no outage then.
+    """
+    await open_writer(course, timing=CUTOVER)
+    wanted = _intended(course)
+    answer = await call(ComputeActivities.announce, wanted, summary=f"announce {wanted.vm.name}")
+    if answer.made is not None:
+        _defined(course, wanted.vm.name, answer.made)
+        if _wants_first_state(course) and course.journal.base_token is not None and _outlive(answer.made):
+            await _freeze_first_state(course)
+            course.journal.frozen_before_delta = True
+        return
+    course.journal.drop_undo(UndoStep(kind="remove-target-vm", detail=wanted.vm.name))
+    course.journal.note(wanted.cloud, "vm", wanted.vm.name, Fate.GONE)
+
+
 async def stop_source(course: Course) -> None:
     """Ask the guest, then do as the plan says; the state is read back, never assumed."""
+    await _take_down(course)
+    await _keep_off(course)
+
+
+async def _take_down(course: Course) -> None:
     journal, plan = course.journal, course.plan
     vm = VmInput(cloud=plan.source, ref=journal.vm.ref, migration=journal.migration)
     journal.push(UndoStep(kind="restore-source"))
@@ -127,6 +163,7 @@ async def stop_source(course: Course) -> None:
         )
     now = await call(ComputeActivities.power, vm, summary="read the power state", timing=CUTOVER)
     power = now.power
+    journal.outage = Outage(stop_requested_at=workflow.now())
     # A crashed guest may still have a hypervisor process that holds its disks.
     if power is not Power.OFF:
         stopped = False
@@ -151,10 +188,17 @@ async def stop_source(course: Course) -> None:
             )
     if now.fences:
         journal.note(plan.source, "fence", journal.vm.name, Fate.INTENDED)
-        await fence(vm, stopping=False, summary="fence the source: no start by its owner")
-        journal.note(plan.source, "fence", journal.vm.name, Fate.CREATED)
-    assert journal.outage is not None
     journal.outage = journal.outage.model_copy(update={"stopped_at": workflow.now()})
+
+
+async def _keep_off(course: Course) -> None:
+    """The fence of the stopped source, where its cloud has one. Raises ActivityError (Conflict) when it is on again."""
+    journal, plan = course.journal, course.plan
+    if not any(entry.kind == "fence" for entry in journal.ledger.open_entries()):
+        return
+    vm = VmInput(cloud=plan.source, ref=journal.vm.ref, migration=journal.migration)
+    await fence(vm, stopping=False, summary="fence the source: no start by its owner")
+    journal.note(plan.source, "fence", journal.vm.name, Fate.CREATED)
 
 
 async def fence(vm: VmInput, *, stopping: bool, summary: str) -> None:
@@ -188,7 +232,19 @@ async def _off_within(course: Course, vm: VmInput, timeout_s: float) -> bool:
     return True
 
 
-async def _final_delta(course: Course) -> None:
+async def _last_changes(course: Course) -> None:
+    """The final delta of a source that is kept off; both are seen to at once, and only both together count."""
+    journal = course.journal
+    await all_of([_final_delta(course, journal.writer), _keep_off(course)])
+    last = journal.rounds[-1]
+    assert journal.source_point is not None
+    told = all(disk.tracked for disk in journal.source_point.disks) and not last.lied_blocks
+    if journal.frozen_before_delta and not told:
+        # nobody tells what this delta has brought, so the state is frozen once more, now that it is whole
+        await _forget_first_state(course)
+
+
+async def _final_delta(course: Course, ready: WriterSession | None = None) -> None:
     """Copy what changed since the last round; the point stays open: it is the proof, and it fences the source."""
     journal = course.journal
     kind: CopyKind = "final"
@@ -199,7 +255,7 @@ async def _final_delta(course: Course) -> None:
         by_hash = True
     # A long copy while the guest is down is still better than none: only quick failures retreat.
     record, point = await run_round(
-        course, kind=kind, since=journal.base_token, by_hash=by_hash, keep_open=True, timing=CUTOVER
+        course, kind=kind, since=journal.base_token, by_hash=by_hash, keep_open=True, timing=CUTOVER, ready=ready
     )
     journal.add_round(record)
     journal.source_point = point
@@ -224,14 +280,28 @@ async def rebuild(course: Course) -> None:
     )  # fmt: skip
     journal.writer = None
     journal.note(plan.target, "writer", key, Fate.GONE)
+    if (
+        journal.target_ref is not None
+    ):  # announced before the source was stopped; a rollback begins with it all the same
+        journal.push_last(UndoStep(kind="remove-target-vm", detail=plan.target_name or journal.vm.name))
+    else:
+        wanted = _intended(course)
+        made = await call(ComputeActivities.ensure_vm, wanted, summary=f"define {wanted.vm.name}")
+        _defined(course, wanted.vm.name, made)
+
+
+def _intended(course: Course) -> EnsureVmInput:
+    """The VM to be defined, written down with its undo."""
+    journal, plan = course.journal, course.plan
     name = plan.target_name or journal.vm.name
     journal.push(UndoStep(kind="remove-target-vm", detail=name))
     journal.note(plan.target, "vm", name, Fate.INTENDED)
-    target = target_vm(course, name)
-    made = await call(
-        ComputeActivities.ensure_vm, EnsureVmInput(cloud=plan.target, vm=target), summary=f"define {name}"
-    )
-    journal.note(plan.target, "vm", name, Fate.CREATED)
+    return EnsureVmInput(cloud=plan.target, vm=target_vm(course, name))
+
+
+def _defined(course: Course, name: str, made: VmResult) -> None:
+    journal = course.journal
+    journal.note(course.plan.target, "vm", name, Fate.CREATED)
     journal.target_ref = made.vm.ref
     journal.capabilities = made.capabilities
     journal.console_mark = made.console_mark
@@ -280,6 +350,24 @@ async def start_target(course: Course, *, freeze: bool) -> None:
             raise
     assert journal.outage is not None
     journal.outage = journal.outage.model_copy(update={"started_at": workflow.now()})
+
+
+def _outlive(made: VmResult) -> bool:
+    return made.capabilities.points_outlive_start
+
+
+async def _forget_first_state(course: Course) -> None:
+    journal, plan = course.journal, course.plan
+    assert journal.target_point is not None
+    assert journal.target_ref is not None
+    key = journal.target_point.key
+    wanted = ClosePointInput(cloud=plan.target, ref=journal.target_ref, key=key, migration=journal.migration)
+    await call(PointActivities.close, wanted, summary="close the target's point", timing=CUTOVER)
+    forget = ForgetPointsInput(cloud=plan.target, ref=journal.target_ref, migration=journal.migration)
+    await call(PointActivities.forget, forget, summary="forget the target's point", timing=CUTOVER)
+    journal.note(plan.target, "point", key, Fate.GONE, owner=plan.target_name or journal.vm.name)
+    journal.target_point = journal.target_token = None
+    journal.frozen_before_delta = False
 
 
 async def _freeze_first_state(course: Course) -> None:

@@ -61,6 +61,8 @@ class Journal:
     target_token: str | None = None
     source_point: OpenPoint | None = None
     target_point: OpenPoint | None = None
+    frozen_before_delta: bool = False
+    """That point was taken before the last delta came."""
     source_stopped: bool = False
     retreated: bool = False
     confirmed: bool = False
@@ -140,6 +142,15 @@ class Journal:
         """Remember how to undo what comes next; the same undo is kept once."""
         if step not in self.undo:
             self.undo.append(step)
+
+    def push_last(self, step: UndoStep) -> None:
+        """The same for a step that is to be undone first, also when it was pushed before."""
+        self.drop_undo(step)
+        self.undo.append(step)
+
+    def drop_undo(self, step: UndoStep) -> None:
+        """There is nothing to undo after all."""
+        self.undo = [other for other in self.undo if other != step]
 
     def add_round(self, record: RoundRecord) -> None:
         """Keep a finished round."""

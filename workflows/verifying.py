@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Literal
 
@@ -13,7 +12,7 @@ from whimbrel.contracts.activity_io import CompareDiskInput
 from whimbrel.errors import DataMismatch
 from whimbrel.model.point import DiskPoint
 from whimbrel.model.progress import VerifyRecord
-from workflows.calls import call
+from workflows.calls import all_of, call
 from workflows.course import Course
 
 
@@ -23,8 +22,11 @@ async def compare_all(
     target: Sequence[DiskPoint],
     *,
     mode: Literal["full", "sampled"] | None = None,
+    before_delta: bool = False,
 ) -> None:
     """Compare all disks, as the plan says or as ``mode`` does, and keep the records.
+
+    With ``before_delta`` the target's points are older than the last delta.
 
     Raises ApplicationError (DataMismatch) with the first offsets.
     """
@@ -41,19 +43,14 @@ async def compare_all(
             mode=mode,
             sample_fraction=policy.sample_fraction,
             lanes=course.plan.lanes,
+            frozen_before_delta=before_delta,
         )
         result = await call(
             CopyActivities.compare_disk, job, summary=f"compare {disk.key} ({mode})", queue=course.data_queue
         )
         return result.record
 
-    tasks = [asyncio.create_task(one(disk)) for disk in source]
-    try:
-        records = await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    records = await all_of(map(one, source))
     course.journal.verify = tuple(records)
     wrong = [record for record in records if record.mismatches]
     if wrong:

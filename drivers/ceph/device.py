@@ -127,7 +127,7 @@ class RbdDevice:
             self._size_bytes = int(self._image.size())
             self._imports = bool(int(self._image.features()) & rbd.RBD_FEATURE_MIGRATING)
         if where.session is not None:
-            look = session.check if where.snapshot is None else session.check_point
+            look = session.check if where.writable else session.check_point
             look(self._image, where.session, self.name)
         if where.writable:
             session.take(self._image, self._cluster.get_addrs(), self.name)

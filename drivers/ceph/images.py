@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any, NamedTuple
 
 from drivers.ceph import binding, session
@@ -114,10 +115,10 @@ class RbdImages:
         with self._open(pool, image, read_only=True) as opened, translated(f"looking at {pool}/{image}"):
             return session.points(opened.image)
 
-    def begin_point(self, pool: str, image: str, key: str) -> None:
-        """Let endpoints with this key read the image's snapshots; again is fine."""
+    def begin_point(self, pool: str, image: str, key: str) -> datetime:
+        """Let endpoints with this key read the image and its snapshots; since when they may: again is the same."""
         with self._open(pool, image) as opened, translated(f"opening point {key} on {pool}/{image}"):
-            opened.image.metadata_set(session.POINT + key, session.MARK)
+            return session.begin_point(opened.image, key)
 
     def end_point(self, pool: str, image: str, key: str) -> None:
         """Let them be opened no more; never begun is fine."""

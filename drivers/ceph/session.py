@@ -7,6 +7,7 @@ the exclusive lock was shut out of the cluster (Ceph's blocklist): whatever such
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from drivers.ceph import binding
@@ -20,7 +21,7 @@ ENDED = "ended "
 MARK = "1"
 """Value of keys that only have to be there; the binding leaves out keys with an empty value."""
 POINT = "whimbrel.point."
-"""Followed by the key of a point in time that is open: its endpoints read snapshots, and the lock is not touched."""
+"""Followed by the key of a point in time that is open: its endpoints only read, and the lock is not touched."""
 
 
 def of(image: Any) -> str | None:
@@ -71,6 +72,16 @@ def check(image: Any, key: str, name: str) -> None:
         held = of(image)
     if held != key:
         raise Conflict(f"session {key} on {name} was closed", action="nothing: a copy that came too late has ended")
+
+
+def begin_point(image: Any, key: str) -> datetime:
+    """Open the point; when that was, also of one that is open already."""
+    now = datetime.now(UTC)
+    for known, text in image.metadata_list():
+        if str(known) == POINT + key:
+            return datetime.fromisoformat(text) if text != MARK else now
+    image.metadata_set(POINT + key, now.isoformat())
+    return now
 
 
 def points(image: Any) -> tuple[str, ...]:

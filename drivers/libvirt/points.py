@@ -35,9 +35,21 @@ class LibvirtPoints:
         self._stream = StreamPoints(cloud)
 
     def open(
-        self, ref: str, disks: Sequence[str], *, key: str, since: str | None = None, migration: str, track: bool = True
+        self,
+        ref: str,
+        disks: Sequence[str],
+        *,
+        key: str,
+        since: str | None = None,
+        migration: str,
+        track: bool = True,
+        resting: bool = False,
     ) -> OpenPoint:
-        """See the port: live for a VM that runs or is paused, cold for one that is off; only cold through streams."""
+        """See the port: live for a VM that runs or is paused, cold for one that is off; only cold through streams.
+
+        A cold point is the disks themselves, whether they are ``resting`` or not.
+        """
+        del resting
         if not naming.owns_point(key, migration):
             raise Conflict(f"point {key} is not a name of migration {migration}", key=key)
         with (

@@ -34,9 +34,18 @@ class MemoryPoints:
 
     @port_call(PORT)
     def open(
-        self, ref: str, disks: Sequence[str], *, key: str, since: str | None = None, migration: str, track: bool = True
+        self,
+        ref: str,
+        disks: Sequence[str],
+        *,
+        key: str,
+        since: str | None = None,
+        migration: str,
+        track: bool = True,
+        resting: bool = False,
     ) -> OpenPoint:
         """Freeze all ``disks`` at one instant, or return the point that is open by this key."""
+        del resting
         with self._state.lock:
             vm = self._state.vm(ref)
             if vm.point is not None and vm.point.key == key and vm.point_migration == migration:
@@ -102,7 +111,8 @@ class MemoryPoints:
         if vm.point is not None:
             raise Conflict(f"VM {vm.spec.name} has point {vm.point.key} open", point=vm.point.key)
         writer = self._state.writer_on(set(vm.volumes.values()), shadows=False)
-        if writer is not None:
+        announced = self._state.capabilities.announces and vm.made_by == migration
+        if writer is not None and not (announced and owns_point(writer, migration)):
             raise Conflict(f"writer session {writer} holds a disk of VM {vm.spec.name}", writer=writer)
 
     def _refuse_lost_base(self, vm: Vm, disks: Sequence[str], since: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from drivers.openstack import marks
@@ -169,8 +170,8 @@ class Images(Protocol):
         """Keys of the points in time that are open on it."""
         ...
 
-    def begin_point(self, pool: str, image: str, key: str) -> None:
-        """Let endpoints with this key read its snapshots."""
+    def begin_point(self, pool: str, image: str, key: str) -> datetime:
+        """Let endpoints with this key read its snapshots, or the image itself; since when they may."""
         ...
 
     def end_point(self, pool: str, image: str, key: str) -> None:

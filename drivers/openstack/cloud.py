@@ -22,6 +22,7 @@ from drivers.openstack.movers import Movers
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.pace import MAX_CONCURRENT_CALLS, Pace
 from drivers.openstack.points import OpenStackPoints
+from drivers.openstack.servers import Servers
 from drivers.openstack.serving import OpenStackServing
 from drivers.openstack.volumes import OpenStackVolumes
 from whimbrel.model.facts import FitFacts, SourceFacts, TargetFacts
@@ -67,10 +68,13 @@ class OpenStackCloud:
         self._backing = Backing(images, pools or {}, movers)
         self._networks = OpenStackNetworks(self._connection)
         self.networks = self._networks
-        self.compute = OpenStackCompute(self._connection, self._backing, self._networks, self._admin, live)
+        servers = Servers(self._connection)
+        self.compute = OpenStackCompute(
+            self._connection, self._backing, self._networks, servers, admin=self._admin, live=live
+        )
         self.volumes = OpenStackVolumes(self._connection, self._backing)
         self.points = OpenStackPoints(self._connection, self._backing)
-        self.guest = OpenStackGuest(self._connection)
+        self.guest = OpenStackGuest(self._connection, servers)
         self.imports: ImportPort | None = None
         self.serving: ServingPort = NoServing()
         if live is not None and gateway_address is not None:

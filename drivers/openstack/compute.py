@@ -37,6 +37,8 @@ class OpenStackCompute:
         connection: Connection,
         backing: Backing,
         networks: OpenStackNetworks,
+        servers: Servers,
+        *,
         admin: Connection | None = None,
         live: LiveImages | None = None,
     ) -> None:
@@ -46,7 +48,7 @@ class OpenStackCompute:
         self._networks = networks
         self._announcements = Announcements(connection, networks)
         self._locks = Locks(admin or connection)
-        self._servers = Servers(connection)
+        self._servers = servers
         self._fence = Fence(connection, admin)
 
     def inventory(self) -> Sequence[VmSpec]:
@@ -81,10 +83,7 @@ class OpenStackCompute:
             self._check_usable(seen, server, plan)
             with self._fence.passed(server), self._connection.using(f"starting {server.name}") as conn:
                 conn.compute.start_server(server.id)
-        self._wait(ref, {Power.RUNNING}, "starts")
-        server = self._server(ref)
-        if server is not None:
-            self._fence.shut(server)
+        self._fence.shut(self._wait(ref, {Power.RUNNING}, "starts"))
 
     def resume(self, ref: str) -> None:
         """Let a paused server run. Raises Conflict when it is off, NotReady."""
@@ -215,14 +214,16 @@ class OpenStackCompute:
         """The server now; None for a VM that is announced only. Raises NotFound."""
         return self._servers.get(ref)
 
-    def _wait(self, ref: str, wanted: set[Power], doing: str) -> None:
-        def look() -> bool | None:
+    def _wait(self, ref: str, wanted: set[Power], doing: str) -> Any:
+        """The server, once it is so; a VM that is announced only is waited for."""
+
+        def look() -> Any | None:
             server = self._server(ref)
             if server is not None and server.vm_state == "error":
                 raise server_fault(server)
-            return True if vms.power_of(server) in wanted else None
+            return server if vms.power_of(server) in wanted else None
 
-        settled(look, f"VM {ref} {doing}")
+        return settled(look, f"VM {ref} {doing}")
 
     def _create(self, plan: AnnouncedVm, seen: Inventory) -> None:
         """Make the server; the caller has seen that there is none."""
@@ -244,7 +245,7 @@ class OpenStackCompute:
         if plan.group is not None:
             where["scheduler_hints"] = {"group": plan.group}
         with self._connection.using(f"making server {plan.name}") as conn:
-            conn.compute.create_server(
+            made = conn.compute.create_server(
                 name=plan.name,
                 flavor_id=plan.flavor,
                 block_device_mapping=disks,
@@ -252,6 +253,7 @@ class OpenStackCompute:
                 metadata={**plan.metadata, marks.REF: plan.ref, **owner, **fenced},
                 **where,
             )
+        self._servers.became(plan.ref, str(made.id))
 
     def _check_usable(self, seen: Inventory, server: Any | None, plan: AnnouncedVm | None) -> None:
         """Nothing but this keeps a second server from an image that is imported."""

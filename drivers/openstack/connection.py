@@ -25,7 +25,7 @@ API_TIMEOUT_S = 60
 CONNECT_RETRIES = 0
 """Temporal tries again, visibly; a call that tries by itself only hides that."""
 POLL_S = 0.25
-ASK_AGAIN_S = 2.0
+ASK_AGAIN_S = 0.5
 """After a wait that was given up: the backoff between attempts would add to an outage what nothing is waiting for."""
 T = TypeVar("T")
 

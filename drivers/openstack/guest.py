@@ -13,9 +13,9 @@ CONSOLE_LINES = 200
 class OpenStackGuest:
     """``GuestPort`` over one connection."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, servers: Servers) -> None:
         self._connection = connection
-        self._servers = Servers(connection)
+        self._servers = servers
 
     def facts(self, ref: str) -> GuestFacts:
         """Nothing: no agent can be asked."""

@@ -1,5 +1,8 @@
 """Points in time by Cinder snapshots, and what changed between two of them by RBD's own diff.
 
+A VM that is off and kept off needs none: its images are read as they are. A snapshot costs a second or two (Cinder's
+queue, and up to a second for the number that Ceph's monitors give it), which would all be outage.
+
 A volume whose image no worker reaches is read through a mover server, from a volume made of the snapshot; what changed
 there nobody tells, so such a snapshot is no token and goes with its point.
 
@@ -40,7 +43,15 @@ class OpenStackPoints:
         self._readers = Readers(connection)
 
     def open(
-        self, ref: str, disks: Sequence[str], *, key: str, since: str | None = None, migration: str, track: bool = True
+        self,
+        ref: str,
+        disks: Sequence[str],
+        *,
+        key: str,
+        since: str | None = None,
+        migration: str,
+        track: bool = True,
+        resting: bool = False,
     ) -> OpenPoint:
         """See PointInTimePort. Raises also QuotaExceeded (snapshots count), NotReady."""
         seen = inventory.read(self._connection)
@@ -52,8 +63,11 @@ class OpenStackPoints:
         volumes = [known[disk] for disk in disks]
         direct = [volume for volume in volumes if not self._backing.served(volume)]
         images = {volume.id: self._backing.image(volume) for volume in direct}
-        self._check_free(volumes, images, migration)
+        self._check_free(volumes, images, migration, announced=server is None)
         bases = self._bases(direct, since)
+        if resting and vms.power_of(server) in {Power.OFF, Power.CRASHED} and len(direct) == len(volumes):
+            at_rest = {disk: (volume, bases.get(volume.id)) for disk, volume in zip(disks, volumes, strict=True)}
+            return self._at_rest(ref, key, since, at_rest)
         try:
             self._take(server, volumes, key, migration=migration, tracked=set(images) if track else set())
             with self._backing.telling_when_full(direct):
@@ -128,6 +142,26 @@ class OpenStackPoints:
                 names |= {key for key in open_now if owns_point(key, migration)}
         return sorted(names)
 
+    def _at_rest(self, ref: str, key: str, since: str | None, disks: Mapping[str, tuple[Any, Any | None]]) -> OpenPoint:
+        """The images as they are; ``disks`` are volume and base snapshot by key."""
+        images, moments, points = self._backing.images, [], []
+        for disk, (volume, base) in disks.items():
+            where = self._backing.image(volume)
+            moments.append(images.begin_point(*where, key))
+            name = snapshots.image_name(base) if base is not None else None
+            endpoint = images.endpoint(*where, since=name, session=key)
+            size = images.sizes([where])[where]
+            points.append(DiskPoint(key=disk, size_bytes=size, endpoint=endpoint, tracked=base is not None))
+        return OpenPoint(
+            key=key,
+            vm_ref=ref,
+            kind="cold",
+            taken_at=min(moments),
+            token=None,
+            since=since,
+            disks=tuple(points),
+        )
+
     def _serve(self, key: str, volumes: Sequence[Any], taken: Mapping[str, Any]) -> Mapping[str, NbdEndpoint]:
         """Endpoints by volume id."""
         movers = self._backing.movers
@@ -160,11 +194,17 @@ class OpenStackPoints:
             if self._backing.reaches(volume) or self._backing.served(volume)
         ]
 
-    def _check_free(self, volumes: Sequence[Any], images: Mapping[str, tuple[str, str]], migration: str) -> None:
+    def _check_free(
+        self, volumes: Sequence[Any], images: Mapping[str, tuple[str, str]], migration: str, *, announced: bool
+    ) -> None:
+        """Raises Conflict. A VM that is announced only may have the session of the migration that fills its volumes.
+
+        That copies nothing into them while the point is taken.
+        """
         readers = self._readers.of([volume for volume in volumes if volume.id not in images])
         for volume in volumes:
             writer = (volume.metadata or {}).get(WRITER)
-            if writer:
+            if writer and not (announced and owns_point(writer, migration)):
                 raise Conflict(f"volume {volume.name or volume.id} is being written by session {writer}")
             direct = images.get(volume.id)
             known = self._backing.images.points(*direct) if direct is not None else readers[volume.id]

@@ -33,6 +33,11 @@ class Servers:
                 self._ids.pop(ref, None)
         return found
 
+    def became(self, ref: str, server: str) -> None:
+        """An announced VM has become the server of this id."""
+        with self._lock:
+            self._ids[ref] = server
+
     def _ask(self, server: str) -> Any | None:
         try:
             with self._connection.using(f"looking for server {server}") as conn:

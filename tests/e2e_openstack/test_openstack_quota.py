@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from labs.openstack.furnish import COMPUTE_QUOTA, VOLUME_QUOTA
+from labs.openstack.furnish import COMPUTE_QUOTA
 from labs.openstack_stage import OpenStackStage
 from tests.e2e.installation import Installation
 from tests.e2e.running import Running
@@ -70,7 +70,7 @@ def test_room_for_one_of_a_wave_is_left(
 
 
 @pytest.mark.timeout(700)
-@pytest.mark.parametrize("short", ["instances", "snapshots"])
+@pytest.mark.parametrize("short", ["instances", "cores"])
 def test_the_room_for_the_server_is_taken_while_the_source_stops(
     scene: Scene, neighbour: Neighbour, short: str
 ) -> None:
@@ -80,10 +80,7 @@ def test_the_room_for_the_server_is_taken_while_the_source_stops(
     running.rounds(2, timeout_s=240)
     running.say("cutover")
     running.step("stop the source", timeout_s=120)
-    if short == "instances":
-        neighbour.limit_compute(instances=0)
-    else:
-        neighbour.limit_volumes(snapshots=0)
+    neighbour.limit_compute(**{short: 0})
     now = running.until(lambda now: now.trouble is not None, "the cutover is taken back", timeout_s=240)
     assert now.phase is Phase.ROUNDS
     _asks_for_quota(now.trouble, "cutover")
@@ -93,7 +90,6 @@ def test_the_room_for_the_server_is_taken_while_the_source_stops(
     _writes_on(scene)
     running.rounds(now.rounds_done + 1)
     neighbour.limit_compute(**COMPUTE_QUOTA)
-    neighbour.limit_volumes(**VOLUME_QUOTA)
     running.say("cutover")
     report = scene.confirm(running, timeout_s=300)
     scene.moved(running, report, boot=3)

@@ -45,6 +45,16 @@ async def incremental(bench: Orchestrator) -> Migrated:
     return migrated
 
 
+async def announced(bench: Orchestrator) -> Migrated:
+    """A target whose VMs are announced: frozen before the last delta, and once more because tracking was lost in it."""
+    bench.target.set_capabilities(start_paused=False, points_outlive_start=True, announces=True)
+    migrated = await bench.start(bench.plan("app01", rounds=MANUAL))
+    await migrated.until(lambda now: now.rounds_done == 2)
+    bench.source.fail("points", "open", lambda: BaseLost("inconsistent bitmap"))
+    await migrated.say(verbs.CUTOVER)
+    return migrated
+
+
 async def cold(bench: Orchestrator) -> Migrated:
     """The usual way."""
     return await bench.start(bench.plan("app01", mode="cold", verify={"when": "before_boot"}))
@@ -139,6 +149,7 @@ STORIES: dict[str, Story] = {
     story.__name__: story
     for story in (
         incremental,
+        announced,
         cold,
         rollback,
         retreat,

@@ -46,6 +46,12 @@ class VmResult(Frozen):
     """End of the console's log when this was read."""
 
 
+class AnnouncedResult(Frozen):
+    """A VM that is announced while its source runs; None where the cloud defines VMs on volumes that are finished."""
+
+    made: VmResult | None = None
+
+
 class PowerResult(Frozen):
     """A power state, read from the cloud."""
 
@@ -177,6 +183,8 @@ class OpenPointInput(Frozen):
     migration: str
     since: str | None = None
     track: bool = True
+    resting: bool = False
+    """The VM is off and kept off until the point is closed."""
 
 
 class PointResult(Frozen):
@@ -251,6 +259,8 @@ class CompareDiskInput(Frozen):
     sample_fraction: float
     lanes: int = 2
     limit_bytes_per_s: float | None = None
+    frozen_before_delta: bool = False
+    """The target's point is older than the last delta: what that brought is held against the digests of its proof."""
 
 
 class CompareDiskResult(Frozen):

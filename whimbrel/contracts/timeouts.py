@@ -109,6 +109,7 @@ TABLE: dict[str, Timing] = {
     "compute.set_autostart": CUTOVER,
     "compute.fence": CUTOVER,
     "compute.unfence": CLOUD_WRITE,
+    "compute.announce": CUTOVER,
     "compute.ensure_vm": CUTOVER,
     "compute.ensure_absent": COMPENSATION,
     "compute.release": CLOUD_WRITE,

@@ -10,6 +10,7 @@ from whimbrel.dataplane.filedevice import FileDevice
 from whimbrel.dataplane.governor import Governor, Priority
 from whimbrel.dataplane.hashscan import changed_by_hash, sample_unchanged
 from whimbrel.dataplane.header import ManifestCorrupt
+from whimbrel.dataplane.lastdelta import LastDelta
 from whimbrel.dataplane.manifest import Manifest, discard_manifest
 from whimbrel.dataplane.memorydevice import MemoryDevice, MemoryDisk
 from whimbrel.dataplane.progress import CopyProgress
@@ -24,6 +25,7 @@ __all__ = [
     "CopyStopped",
     "FileDevice",
     "Governor",
+    "LastDelta",
     "Manifest",
     "ManifestCorrupt",
     "MemoryDevice",

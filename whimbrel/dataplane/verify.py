@@ -11,6 +11,7 @@ import xxhash
 from whimbrel.dataplane.digests import REGION_BYTES, UNIT_BYTES, UNKNOWN, DiskDigest
 from whimbrel.dataplane.governor import Governor, Priority
 from whimbrel.dataplane.hashscan import differing_units
+from whimbrel.dataplane.lastdelta import LastDelta
 from whimbrel.dataplane.manifest import Manifest
 from whimbrel.dataplane.plan import grain_bytes, in_order, widen
 from whimbrel.dataplane.sampling import Sampler
@@ -39,10 +40,12 @@ class CompareResult:
 
     In mode ``full``, ``digest_hex`` is the source's whole-disk digest, equal to ``Manifest.digest`` of an equal target.
     In mode ``sampled`` it covers the sample: offset (8 bytes little endian) and digest of each unit.
+    ``read_back_bytes`` were brought by a delta that came after the target was frozen (``LastDelta``).
     """
 
     compared_bytes: int
     skipped_zero_bytes: int
+    read_back_bytes: int
     mismatches: tuple[int, ...]
     mismatch_count: int
     digest_hex: str
@@ -113,6 +116,7 @@ def compare(
     source: BlockDevice,
     target: BlockDevice,
     *,
+    since: LastDelta | None = None,
     mode: Literal["full", "sampled"] = "full",
     sample_fraction: float = 0.05,
     seed: int = 0,
@@ -124,9 +128,9 @@ def compare(
 ) -> CompareResult:
     """Compare the source's length of both devices, wherever either has data; both must be at rest.
 
-    Ranges that both report as zeros are equal without reading. Mode ``sampled`` looks at a random part of the rest.
-    Differences are returned, not raised. Raises PreconditionFailed (the target is smaller), ScanStopped, and what
-    the devices raise.
+    ``since`` is what the target got after the state that ``target`` reads. Ranges that both report as zeros are equal
+    without reading. Mode ``sampled`` looks at a random part of the rest. Differences are returned, not raised.
+    Raises PreconditionFailed (the target is smaller), ScanStopped, and what the devices raise.
     """
     size_bytes = source.size_bytes
     if target.size_bytes < size_bytes:
@@ -148,7 +152,7 @@ def compare(
         total_bytes=size_bytes,
     )
     found = _Mismatches()
-    compared = skipped = 0
+    compared = skipped = read_back = 0
     whole, part = DiskDigest(size_bytes), xxhash.xxh3_128()
     for span, (ours, theirs) in scan:
         if all(span.zero):
@@ -156,16 +160,21 @@ def compare(
             if mode == "full":
                 whole.add_zeros(span.units)
             continue
-        compared += span.length
+        held, brought = theirs, 0
+        if since is not None:
+            held, brought = since.settle(span, ours, theirs)
+        compared += span.length - brought
+        read_back += brought
         if mode == "full":
             whole.add(ours)
         else:
             part.update(span.offset.to_bytes(8, "little") + ours)
-        if ours != theirs:
-            found.add(span, ours, theirs)
+        if ours != held:
+            found.add(span, ours, held)
     return CompareResult(
         compared_bytes=compared,
         skipped_zero_bytes=skipped,
+        read_back_bytes=read_back,
         mismatches=tuple(found.offsets),
         mismatch_count=found.count,
         digest_hex=whole.hexdigest() if mode == "full" else part.hexdigest(),

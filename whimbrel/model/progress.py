@@ -69,6 +69,8 @@ class VerifyRecord(Frozen):
     """``same-volume``: nothing was copied, so nothing is compared; ``digest`` is what identifies the volume."""
     compared_bytes: int
     skipped_zero_bytes: int
+    read_back_bytes: int = 0
+    """Of the last delta: read back from the target and held against their digests before the VM was started."""
     mismatches: int
     first_mismatches: tuple[int, ...] = ()
     digest: str

@@ -264,13 +264,14 @@ def _verification(report: MigrationReport) -> Markup | str:
             record.mode + (f" ({record.sample})" if record.sample else ""),
             bytes_text(record.compared_bytes),
             bytes_text(record.skipped_zero_bytes),
+            bytes_text(record.read_back_bytes),
             str(record.mismatches)
             + (f" (first at {', '.join(map(str, record.first_mismatches))})" if record.first_mismatches else ""),
             el("code", record.digest),
         )
         for record in report.status.verify
     ]
-    head = ("disk", "mode", "compared", "zeros skipped", "mismatches", "digest")
+    head = ("disk", "mode", "compared", "zeros skipped", "read back", "mismatches", "digest")
     return _section("Final comparison", table(head, rows, figures=frozenset({2, 3, 4})))
 
 

@@ -89,7 +89,7 @@ def sparkline(values: list[int]) -> str:
 
 def _verification(report: MigrationReport) -> Table:
     table = _table("Final comparison")
-    for name in ("disk", "mode", "compared", "zeros skipped", "mismatches", "digest"):
+    for name in ("disk", "mode", "compared", "zeros skipped", "read back", "mismatches", "digest"):
         table.add_column(name, header_style="dim", overflow="fold")
     for record in report.status.verify:
         table.add_row(
@@ -97,6 +97,7 @@ def _verification(report: MigrationReport) -> Table:
             Text(record.mode),
             bytes_text(record.compared_bytes),
             bytes_text(record.skipped_zero_bytes),
+            bytes_text(record.read_back_bytes),
             Text(str(record.mismatches), style="bold red" if record.mismatches else "green"),
             Text(record.digest),
         )

@@ -7,7 +7,16 @@ import uuid
 
 import pytest
 
-from tests.contract.blockio import apply_changes, changed_of, covers, extents_of, opened, read_device, read_point
+from tests.contract.blockio import (
+    apply_changes,
+    changed_of,
+    covers,
+    extents_of,
+    opened,
+    read_device,
+    read_point,
+    write_point,
+)
 from tests.contract.harness import Harness, Lack, needs
 from tests.contract.suites.suite import GRAIN, MIB, SIZE, ContractSuite
 from whimbrel.errors import BaseLost, Conflict, NotFound, Unsupported, WhimbrelError
@@ -38,10 +47,13 @@ class _PointSuite(ContractSuite):
         *,
         since: str | None = None,
         track: bool = True,
+        resting: bool = False,
         disks: tuple[str, ...] = ("vda",),
     ) -> OpenPoint:
         key = point_key(migration, serial)
-        return harness.cloud.points.open(ref, disks, key=key, since=since, migration=migration, track=track)
+        return harness.cloud.points.open(
+            ref, disks, key=key, since=since, migration=migration, track=track, resting=resting
+        )
 
     def close(self, harness: Harness, ref: str, migration: str, serial: int) -> None:
         harness.cloud.points.close(ref, point_key(migration, serial), migration=migration)
@@ -301,6 +313,50 @@ class TrackedPointContract(_PointSuite):
             assert all(covers(changed, offset, length) for offset, length in writes)
             target = apply_changes(target, point.disk("vda"))
             assert target == read_point(point.disk("vda")) == harness.read_disk(ref, "vda")
+
+    def test_a_resting_point_ends_the_row(self, harness: Harness, migration: str) -> None:
+        """The last delta of a VM that stays off: told since the token, the same again, and no hindrance afterwards."""
+        ref = self.vm(harness)
+        harness.guest_write(ref, "vda", 0, b"first")
+        token = self.passed(harness, ref, migration, 1)
+        base = harness.read_disk(ref, "vda")
+        harness.guest_write(ref, "vda", 2 * GRAIN + 9, b"second")
+        harness.cloud.compute.force_off(ref)
+        point = self.open(harness, ref, migration, 2, since=token, resting=True)
+        assert (point.kind, point.disk("vda").tracked) == ("cold", True)
+        assert apply_changes(base, point.disk("vda")) == read_point(point.disk("vda")) == harness.read_disk(ref, "vda")
+        fresh = harness.fresh_cloud().points
+        key = point.key
+        again = fresh.open(ref, ["vda"], key=key, since=token, migration=migration, resting=True)
+        assert (again.disks, again.taken_at) == (point.disks, point.taken_at)
+        assert key in fresh.owned(ref, migration)
+        self.close(harness, ref, migration, 2)
+        with pytest.raises(WhimbrelError), opened(point.disk("vda").endpoint) as device:
+            read_device(device, 0, GRAIN)
+        harness.cloud.compute.start(ref)
+        harness.guest_write(ref, "vda", 5 * GRAIN, b"third")
+        after = self.open(harness, ref, migration, 3, since=token)
+        assert apply_changes(base, after.disk("vda")) == harness.read_disk(ref, "vda")
+
+    def test_an_announced_vm_is_frozen_while_its_migration_fills_it(self, harness: Harness, migration: str) -> None:
+        """The state before the last delta; nobody else's session is passed over."""
+        if not harness.cloud.capabilities().announces:
+            pytest.skip("capabilities().announces is False")
+        wanted = self.target(harness, migration, self.moved_vm(harness))
+        volumes = {disk.spec.key: disk.volume for disk in wanted.disks}
+        session = harness.cloud.volumes.open_writer(writer_key(migration), volumes, migration=migration)
+        write_point(session.disks[0], 0, b"before")
+        ref = harness.cloud.compute.ensure_vm(wanted).ref
+        with pytest.raises(Conflict):
+            self.open(harness, ref, OTHER, 1)
+        point = self.open(harness, ref, migration, 1)
+        write_point(session.disks[0], 0, b"after!")
+        assert read_point(point.disk("vda"))[:6] == b"before"
+        harness.cloud.volumes.close_writer(session.key)
+        self.close(harness, ref, migration, 1)
+        since = self.open(harness, ref, migration, 2, since=point.token)
+        assert covers(changed_of(since.disk("vda")), 0, 6)
+        assert read_point(since.disk("vda"))[:6] == b"after!"
 
     def test_tracking_is_not_the_whole_disk(self, harness: Harness, migration: str) -> None:
         ref = self.vm(harness)

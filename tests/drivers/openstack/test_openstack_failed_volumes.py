@@ -240,7 +240,7 @@ def test_a_guest_is_not_left_paused_while_a_person_is_asked(
     seen = SimpleNamespace(find=lambda _: ("ref", nova.server, None), disks_of=lambda *_: disks)
     monkeypatch.setattr(inventory, "read", lambda _: seen)
     points = OpenStackPoints(connection, Backing(RbdImages(), {"slow": "pool"}))
-    monkeypatch.setattr(points, "_check_free", lambda *_: None)
+    monkeypatch.setattr(points, "_check_free", lambda *_, **__: None)
     paused = []
 
     def refuse(**wanted: Any) -> None:
