@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from temporalio import activity
@@ -11,7 +12,7 @@ from activities.bulk import BulkWatch, Notify
 from activities.stream import Launch
 from whimbrel.contracts.activity_io import Done
 from whimbrel.contracts.stream_io import ImportInput
-from whimbrel.errors import Unavailable, Unsupported
+from whimbrel.errors import Unavailable, Unsupported, WhimbrelError
 from whimbrel.ports.cloud import CloudRegistry
 from whimbrel.ports.imports import ImportPort
 from whimbrel.stream.config import read_config
@@ -63,19 +64,20 @@ class ImportActivities:
     def fill(self, wanted: ImportInput) -> Done:
         """Bring every byte to the volumes, one after the other; a server that died meanwhile is started again.
 
+        That of any disk: the guest reads all of them, whichever is being filled.
         Raises Unavailable when it does not go on: it is called again, and goes on where it was.
         """
         imports = self._port(wanted.cloud)
+        servers = _Alive([self._place(wanted, disk.spec.key) for disk in wanted.disks], self._launch)
         for disk in wanted.disks:
             place = self._place(wanted, disk.spec.key)
             with BulkWatch(disk.spec.key, no_progress_s=self._no_progress_s, notify=self._notify) as watch:
                 watch.stage("hydrating")
-                server = _Alive(place, self._launch)
-                server.look()
+                servers.look(now=True)
                 ask(place.control, "set-bandwidth", bytes_per_s=wanted.bandwidth_bytes_per_s)
 
-                def should_stop(watch: BulkWatch = watch, server: _Alive = server) -> bool:
-                    server.look()
+                def should_stop(watch: BulkWatch = watch) -> bool:
+                    servers.look()
                     return watch.should_stop()
 
                 def on_progress(done: int, total: int, watch: BulkWatch = watch) -> None:
@@ -87,13 +89,22 @@ class ImportActivities:
 
     @activity.defn(name="import.give_up", no_thread_cancel_exception=True)
     def give_up(self, wanted: ImportInput) -> Done:
-        """End imports that are not complete; the storage asks their servers a last time."""
+        """End imports that are not complete; the storage asks their servers a last time.
+
+        One that cannot be ended keeps no other from it; the first failure is raised when all were tried.
+        """
         imports = self._port(wanted.cloud)
+        failed: WhimbrelError | None = None
         for disk in wanted.disks:
             place = self._place(wanted, disk.spec.key)
-            if place.config.exists():
-                self._launch(place.config)
-            imports.give_up(disk, migration=wanted.migration)
+            try:
+                if place.config.exists():
+                    self._launch(place.config)
+                imports.give_up(disk, migration=wanted.migration)
+            except WhimbrelError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
         return Done(note=f"{len(wanted.disks)} disks")
 
     def _port(self, cloud: str) -> ImportPort:
@@ -110,19 +121,20 @@ class ImportActivities:
 
 
 class _Alive:
-    """Starts a server again that does not answer; looks once a second."""
+    """Starts servers again that do not answer; looks once a second."""
 
-    def __init__(self, place: Place, launch: Launch) -> None:
-        self._place = place
+    def __init__(self, places: Sequence[Place], launch: Launch) -> None:
+        self._places = places
         self._launch = launch
         self._looked_at = 0.0
 
-    def look(self) -> None:
-        now = time.monotonic()
-        if now - self._looked_at < LOOK_S:
+    def look(self, *, now: bool = False) -> None:
+        at = time.monotonic()
+        if not now and at - self._looked_at < LOOK_S:
             return
-        self._looked_at = now
-        try:
-            ask(self._place.control, "status")
-        except Unavailable:
-            self._launch(self._place.config)
+        self._looked_at = at
+        for place in self._places:
+            try:
+                ask(place.control, "status")
+            except Unavailable:
+                self._launch(place.config)

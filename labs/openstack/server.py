@@ -118,12 +118,13 @@ def boot(
     flavor: str = "lab.small",
     network: str | None = None,
     data_disks: int = 0,
-    prepare: Callable[[str, str], None] | None = None,
+    prepare: Callable[[str, str, int], None] | None = None,
 ) -> LabServer:
     """Boot the guest as the tenant's member from a new volume, with MAC and IP ``number``; returns when ACTIVE.
 
     The volumes lie in the shared pool or in the cloud's own; ``data_disks`` more of them are empty. ``prepare`` is
-    called with pool and image of the boot volume while nobody has it open. Raises what openstacksdk raises.
+    called with pool, image and number of every volume (0: the boot volume) while nobody has it open. Raises what
+    openstacksdk raises.
     """
     connection = cloud.connect(member=True)
     with contextlib.closing(connection):
@@ -139,7 +140,8 @@ def boot(
             volumes.wait_for_status(one, "available", ["error"], interval=0.5, wait=90)
         pool = cloud.shared_pool if shared else cloud.pool
         if prepare is not None:
-            prepare(pool, f"volume-{volume.id}")
+            for index, one in enumerate((volume, *more)):
+                prepare(pool, f"volume-{one.id}", index)
         address = cloud.address(number)
         wire = networks.find_network(network or cloud.network, ignore_missing=False)
         port = networks.create_port(

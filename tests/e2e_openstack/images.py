@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,17 @@ def fill(disk: str | Path, form: str, offset: int, length: int) -> None:
     for index in range(length // MIB):
         commands += ["-c", f"write -q -P {(index * 7 + 1) % 255 + 1} {offset + index * MIB} {MIB}"]
     done = subprocess.run(["qemu-io", "-f", form, *commands, str(disk)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def put(disk: str | Path, form: str, offset: int, data: bytes) -> None:
+    """Write these bytes to a disk that nobody has open."""
+    with tempfile.NamedTemporaryFile(prefix="ose2e-") as file:
+        file.write(data)
+        file.flush()
+        command = f"write -q -s {file.name} {offset} {len(data)}"
+        words = ["qemu-io", "-f", form, "-c", command, str(disk)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 

@@ -72,17 +72,23 @@ class Scene:
         size_gib: int = 1,
         size_mib: int | None = None,
         shared: bool = False,
+        beside: bytes = b"",
     ) -> None:
         """A guest at the source with data on its boot disk, writing records; in this boot also random blocks.
 
-        With ``size_mib`` its volume in OpenStack says that it came with a disk of this size, as a migration leaves it.
+        ``beside`` lies on each of the ``data_disks``, at ``images.DATA_OFFSET``. With ``size_mib`` its volume in
+        OpenStack says that it came with a disk of this size, as a migration leaves it.
         """
         self.disks = 1 + data_disks
         if isinstance(self.source, NovaSite):
             handle = self.source.handle
 
-            def prepare(pool: str, image: str) -> None:
-                images.fill(images.address(handle, pool, image), "raw", images.DATA_OFFSET, data_mib * MIB)
+            def prepare(pool: str, image: str, number: int) -> None:
+                disk = images.address(handle, pool, image)
+                if number == 0:
+                    images.fill(disk, "raw", images.DATA_OFFSET, data_mib * MIB)
+                elif beside:
+                    images.put(disk, "raw", images.DATA_OFFSET, beside)
 
             boot_server(
                 handle,
