@@ -6,14 +6,19 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from labs.kvm.errors import LabError
 from labs.openstack import ceph
 from labs.openstack.layout import OpenStackLayout
 
+if TYPE_CHECKING:
+    from labs.openstack.lab import OpenStackLab
+
 RATIOS = {"full": "0.95", "backfillfull": "0.90", "nearfull": "0.85"}
 """Ceph's own, in the order in which they may be raised."""
 NEXT_TO_NOTHING = {"nearfull": "0.00001", "backfillfull": "0.00002", "full": "0.00003"}
+ROOM_KNOWN_WITHIN_S = 180.0
 TOLD_WITHIN_S = 60.0
 """The monitor looks at usage every few seconds."""
 
@@ -57,6 +62,25 @@ def full_cluster(layout: OpenStackLayout, pool: str) -> Iterator[None]:
         for name, ratio in RATIOS.items():
             ceph.command(layout, "osd", f"set-{name}-ratio", ratio)
         _wait(layout, pool, "full", there=False)
+
+
+def until_room_is_known(lab: OpenStackLab) -> None:
+    """Until every cloud's Cinder believes that its pools have room; its scheduler is told once a minute.
+
+    Before that it refuses volumes for want of a backend. Raises LabError.
+    """
+    for name in lab.names:
+        connection = lab.cloud(name).connect()
+        deadline = time.monotonic() + ROOM_KNOWN_WITHIN_S
+        while full := [pool.name for pool in connection.block_storage.backend_pools() if _free_gib(pool) <= 1]:
+            if time.monotonic() > deadline:
+                raise LabError(f"Cinder of cloud {name} still takes {', '.join(full)} to be full")
+            time.sleep(1.0)
+        connection.close()
+
+
+def _free_gib(pool: Any) -> float:
+    return float(pool.capabilities["free_capacity_gb"])
 
 
 def _wait(layout: OpenStackLayout, pool: str, flag: str, *, there: bool) -> None:

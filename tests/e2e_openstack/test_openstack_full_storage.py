@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from labs.openstack.fullness import until_room_is_known
 from labs.openstack_stage import OpenStackStage
 from tests.e2e.installation import Installation
 from tests.e2e.running import Running
@@ -30,6 +31,7 @@ def neighbour(installation: Installation) -> Iterator[Neighbour]:
     assert isinstance(installation.stage, OpenStackStage)
     with Neighbour(installation.stage.openstack.cloud("b")) as made:
         yield made
+    until_room_is_known(installation.stage.openstack)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["quota-of-the-pool", "whole-cluster"])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
 import pytest
 
 from drivers.ceph import RbdImages, open_rbd
 from labs.openstack import OpenStackLab
-from labs.openstack.fullness import full_cluster, full_pool
+from labs.openstack.fullness import full_cluster, full_pool, until_room_is_known
 from labs.openstack.layout import OpenStackLayout
 from tests.contract.blockio import read_device, write_device
 from tests.drivers.ceph.scratch import ScratchImage
@@ -24,6 +24,12 @@ Full = Callable[[OpenStackLayout, str], AbstractContextManager[None]]
 FULL = pytest.mark.parametrize(
     ("full", "says"), [(full_pool, "quota"), (full_cluster, "the pool is full")], ids=["quota", "cluster"]
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _the_next_test_finds_room(openstack_lab: OpenStackLab) -> Iterator[None]:
+    yield
+    until_room_is_known(openstack_lab)
 
 
 @FULL
