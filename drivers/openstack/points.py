@@ -18,19 +18,18 @@ from typing import Any
 
 from drivers.openstack import inventory, marks, snapshots, vms
 from drivers.openstack.backing import Backing
-from drivers.openstack.connection import Connection, settled
+from drivers.openstack.connection import Connection
+from drivers.openstack.inventory import Inventory
 from drivers.openstack.mover import ServedVolume
+from drivers.openstack.pausing import LIMIT_S, REST_S, Pauses
 from drivers.openstack.readers import Readers
 from drivers.openstack.snapshots import KIND, TRACK, Snapshots
 from drivers.openstack.volumes import WRITER
-from whimbrel.errors import BaseLost, Conflict, NotFound, WhimbrelError
+from whimbrel.errors import BaseLost, Conflict, NotFound, NotReady, WhimbrelError
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.naming import owns_point
 from whimbrel.model.point import DiskPoint, OpenPoint, PointKind
 from whimbrel.model.vm import Power
-
-PAUSED = "whimbrel_paused"
-"""On a server that was paused for a point: the point's key."""
 
 
 class OpenStackPoints:
@@ -40,6 +39,7 @@ class OpenStackPoints:
         self._connection = connection
         self._backing = backing
         self._snapshots = Snapshots(connection)
+        self._pauses = Pauses(connection)
         self._readers = Readers(connection)
 
     def open(
@@ -55,6 +55,24 @@ class OpenStackPoints:
     ) -> OpenPoint:
         """See PointInTimePort. Raises also QuotaExceeded (snapshots count), NotReady."""
         seen = inventory.read(self._connection)
+        try:
+            return self._open(seen, ref, disks, key=key, since=since, migration=migration, track=track, resting=resting)
+        except WhimbrelError as error:
+            self._look_after(seen, ref, key, error)
+            raise
+
+    def _open(
+        self,
+        seen: Inventory,
+        ref: str,
+        disks: Sequence[str],
+        *,
+        key: str,
+        since: str | None,
+        migration: str,
+        track: bool,
+        resting: bool,
+    ) -> OpenPoint:
         ref, server, plan = seen.find(ref)
         known = dict(seen.disks_of(server, plan))
         missing = [disk for disk in disks if disk not in known]
@@ -68,15 +86,10 @@ class OpenStackPoints:
         if resting and vms.power_of(server) in {Power.OFF, Power.CRASHED} and len(direct) == len(volumes):
             at_rest = {disk: (volume, bases.get(volume.id)) for disk, volume in zip(disks, volumes, strict=True)}
             return self._at_rest(ref, key, since, at_rest)
-        try:
-            self._take(server, volumes, key, migration=migration, tracked=set(images) if track else set())
-            with self._backing.telling_when_full(direct):
-                taken = self._snapshots.ready(volumes, key)
-        except WhimbrelError as error:
-            if not error.retryable:  # a person is asked now, which takes its time
-                self._let_go(server, key)
-            raise
-        self._let_go(server)
+        self._take(server, volumes, key, migration=migration, tracked=set(images) if track else set())
+        with self._backing.telling_when_full(direct):
+            taken = self._snapshots.ready(volumes, key)
+        self._pauses.end(server)
         served = self._serve(key, [volume for volume in volumes if volume.id not in images], taken)
         points = []
         for disk, volume in zip(disks, volumes, strict=True):
@@ -105,7 +118,7 @@ class OpenStackPoints:
     def close(self, ref: str, key: str, *, migration: str) -> None:
         """End reading; the snapshots stay as token, or go. Raises NotFound (VM), NotReady."""
         server, volumes = self._vm(ref)
-        self._let_go(server, key)
+        self._pauses.end(server, key)
         if not owns_point(key, migration):
             return
         self._stop_serving(volumes, [key])
@@ -161,6 +174,21 @@ class OpenStackPoints:
             since=since,
             disks=tuple(points),
         )
+
+    def _look_after(self, seen: Inventory, ref: str, key: str, error: WhimbrelError) -> None:
+        """No guest stays paused for a point that is not there. Raises NotReady for one that was let go.
+
+        What is away may be Cinder as a whole, so only Nova is asked.
+        """
+        server = seen.server_of(ref)
+        if not error.retryable:  # a person is asked now, which takes its time
+            self._pauses.end(server, key)
+        elif server is not None and self._pauses.end_if_too_long(server, key):
+            raise NotReady(
+                f"Cinder has not taken snapshots of all disks in the {LIMIT_S:.0f} s that {server.name} was paused: "
+                f"it goes on, they are taken again in {REST_S:.0f} s ({error.message})",
+                retry_after_s=REST_S,
+            ) from error
 
     def _serve(self, key: str, volumes: Sequence[Any], taken: Mapping[str, Any]) -> Mapping[str, NbdEndpoint]:
         """Endpoints by volume id."""
@@ -232,37 +260,17 @@ class OpenStackPoints:
         self, server: Any | None, volumes: Sequence[Any], key: str, *, migration: str, tracked: Collection[str]
     ) -> None:
         """Ask for the snapshots unless all were asked for already."""
-        there = self._snapshots.named(volumes, key)
-        if len(there) == len(volumes):
+        there, late = self._snapshots.named(volumes, key), self._pauses.is_late(server, key)
+        if len(there) == len(volumes) and not late:
             return
         power = vms.power_of(server)
-        if there or self._snapshots.failed(volumes, key):
+        if late or there or self._snapshots.failed(volumes, key):
             # an attempt was killed between two of them, or Cinder failed: what is there is not of one instant
             self._snapshots.remove(volumes, [key])
         if len(volumes) > 1 and power is Power.RUNNING and server is not None:
-            self._pause(server, key)
+            self._pauses.begin(server, key)
         kind: PointKind = "cold" if power in {Power.OFF, Power.CRASHED} else "live"
         self._snapshots.create(volumes, key, migration=migration, kind=kind, tracked=tracked)
-
-    def _pause(self, server: Any, key: str) -> None:
-        with self._connection.using(f"pausing {server.name} for a snapshot of all its disks") as conn:
-            conn.compute.set_server_metadata(server.id, **{PAUSED: key})
-            server.metadata[PAUSED] = key
-            conn.compute.pause_server(server.id)
-            settled(
-                lambda: True if vms.power_of(conn.compute.get_server(server.id)) is Power.PAUSED else None,
-                f"server {server.name} is being paused",
-            )
-
-    def _let_go(self, server: Any | None, key: str | None = None) -> None:
-        """Undo ``_pause``, also that of an attempt that was killed."""
-        held = server.metadata.get(PAUSED) if server is not None else None
-        if server is None or held is None or key not in {None, held}:
-            return
-        with self._connection.using(f"letting {server.name} go on after its snapshots") as conn:
-            if vms.power_of(conn.compute.get_server(server.id)) is Power.PAUSED:
-                conn.compute.unpause_server(server.id)
-            conn.compute.delete_server_metadata(server.id, keys=[PAUSED])
 
 
 def _stays(snapshot: Any) -> bool:

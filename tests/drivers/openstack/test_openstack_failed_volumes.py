@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,9 +18,10 @@ from drivers.ceph import RbdImages
 from drivers.openstack import inventory, marks
 from drivers.openstack.backing import Backing
 from drivers.openstack.connection import Connection, settled
+from drivers.openstack.pausing import LIMIT_S, REST_S
 from drivers.openstack.points import OpenStackPoints
 from drivers.openstack.volumes import VM, WRITER, OpenStackVolumes
-from whimbrel.errors import Conflict, NotReady, QuotaExceeded
+from whimbrel.errors import Conflict, NotReady, QuotaExceeded, Unavailable, WhimbrelError
 from whimbrel.model.vm import VolumeSpec
 
 MIGRATION = "0123456789"
@@ -35,6 +37,8 @@ class Cinder:
         self.room = False
         self.there: list[Any] = []
         self.taken: list[Any] = []
+        self.states = ""
+        """What snapshots become, whatever room there is."""
 
     def volumes(self, **query: Any) -> list[Any]:
         return [volume for volume in self.there if query.get("name") in {None, volume.name}]
@@ -61,7 +65,7 @@ class Cinder:
         return [one for one in self.taken if one.volume_id == volume_id]
 
     def create_snapshot(self, **wanted: Any) -> Any:
-        state = "available" if self.room else "error"
+        state = self.states or ("available" if self.room else "error")
         wanted.pop("is_forced")
         self.taken.append(fakes.generate_fake_resource(Snapshot, **{**wanted, "status": state}))
 
@@ -230,17 +234,25 @@ class Nova:
         self.server.vm_state = "active"
 
 
+def _two_disks(connection: Connection, monkeypatch: pytest.MonkeyPatch) -> tuple[Nova, OpenStackPoints]:
+    nova = Nova()
+    connection._made.compute = nova
+    disks = [(key, SimpleNamespace(id=key, name=key, volume_type="slow", metadata={})) for key in ("vda", "vdb")]
+    seen = SimpleNamespace(
+        find=lambda _: ("ref", nova.server, None), disks_of=lambda *_: disks, server_of=lambda _: nova.server
+    )
+    monkeypatch.setattr(inventory, "read", lambda _: seen)
+    monkeypatch.setattr("drivers.openstack.connection.POLL_S", 0.01)
+    points = OpenStackPoints(connection, Backing(RbdImages(), {"slow": "pool"}))
+    monkeypatch.setattr(points, "_check_free", lambda *_, **__: None)
+    return nova, points
+
+
 def test_a_guest_is_not_left_paused_while_a_person_is_asked(
     connection: Connection, cinder: Cinder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two disks: it is paused for their snapshots, of which the project may have no second one."""
-    nova = Nova()
-    connection._made.compute = nova
-    disks = [(key, SimpleNamespace(id=key, name=key, volume_type="slow", metadata={})) for key in ("vda", "vdb")]
-    seen = SimpleNamespace(find=lambda _: ("ref", nova.server, None), disks_of=lambda *_: disks)
-    monkeypatch.setattr(inventory, "read", lambda _: seen)
-    points = OpenStackPoints(connection, Backing(RbdImages(), {"slow": "pool"}))
-    monkeypatch.setattr(points, "_check_free", lambda *_, **__: None)
+    nova, points = _two_disks(connection, monkeypatch)
     paused = []
 
     def refuse(**wanted: Any) -> None:
@@ -254,3 +266,63 @@ def test_a_guest_is_not_left_paused_while_a_person_is_asked(
     assert paused == ["paused", "paused"]
     assert nova.server.vm_state == "active"
     assert nova.server.metadata == {}
+
+
+class Clock:
+    """What ``datetime.now`` tells the driver."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at = datetime(2026, 11, 26, tzinfo=UTC)
+        told = SimpleNamespace(now=lambda _: self.at, fromisoformat=datetime.fromisoformat)
+        monkeypatch.setattr("drivers.openstack.pausing.datetime", told)
+
+    def passes(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("away", [False, True], ids=["slow", "away"])
+def test_a_guest_is_paused_for_so_long_and_no_longer(
+    connection: Connection, cinder: Cinder, monkeypatch: pytest.MonkeyPatch, *, away: bool
+) -> None:
+    """What Cinder finishes after the guest has gone on is not of one instant: it goes before the next attempt."""
+    nova, points = _two_disks(connection, monkeypatch)
+    clock = Clock(monkeypatch)
+    at_once = lambda look, waiting: settled(look, waiting, patience_s=0.0)  # noqa: E731
+    monkeypatch.setattr("drivers.openstack.snapshots.settled", at_once)
+
+    def attempt() -> str:
+        try:
+            points.open("ref", ["vda", "vdb"], key=KEY, migration=MIGRATION)
+        except WhimbrelError as error:
+            return error.message
+        raise AssertionError("it opened")
+
+    cinder.states = "creating"
+    assert "are being taken" in attempt()
+    assert nova.server.vm_state == "paused"
+    if away:
+        monkeypatch.setattr(cinder, "snapshots", _refused)
+    clock.passes(LIMIT_S - 1)
+    attempt()
+    assert nova.server.vm_state == "paused"
+    clock.passes(2)
+    with pytest.raises(NotReady, match="it goes on") as caught:
+        points.open("ref", ["vda", "vdb"], key=KEY, migration=MIGRATION)
+    assert caught.value.retry_after_s == REST_S
+    assert nova.server.vm_state == "active"
+    late = list(cinder.taken)
+    for snapshot in late:
+        snapshot.status = "available"
+    monkeypatch.setattr(cinder, "snapshots", Cinder.snapshots.__get__(cinder))
+    cinder.states = "available"
+    monkeypatch.setattr(points, "_serve", _refused)  # as far as it matters here
+    assert "being deleted" in attempt()
+    assert nova.server.vm_state == "active"
+    assert attempt() == "nobody listens"
+    assert not {one.id for one in late} & {one.id for one in cinder.taken}
+    assert len(cinder.taken) == 2
+    assert (nova.server.vm_state, nova.server.metadata) == ("active", {})
+
+
+def _refused(*_: Any, **__: Any) -> Any:
+    raise Unavailable("nobody listens")
