@@ -30,7 +30,7 @@ from workflows import attributes
 from workflows.calls import call
 from workflows.copying import close_point
 from workflows.course import Course
-from workflows.cutover import remove_fence
+from workflows.stopping import remove_fence
 from workflows.verifying import compare_all
 
 

@@ -36,7 +36,7 @@ from whimbrel.model.progress import MigrationReport, Phase
 from workflows.calls import call
 from workflows.closing import RollbackWanted, check_health
 from workflows.copying import close_point, copy_disks, epoch, open_point, open_writer, run_round
-from workflows.cutover import rebuild
+from workflows.defining import rebuild
 from workflows.hydrating import hydrate, prove
 from workflows.migration import Ending, Migration
 from workflows.opening import precheck, prepare

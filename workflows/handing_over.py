@@ -22,8 +22,10 @@ from whimbrel.model.vm import Power
 from workflows.calls import call
 from workflows.closing import check_health
 from workflows.course import Course
-from workflows.cutover import Retreated, last_precheck, remove_fence, retreat, start_target, stop_source
+from workflows.cutover import Retreated, last_precheck, retreat
+from workflows.defining import start_target
 from workflows.opening import look, mapped_nics, mapped_pool, precheck, target_vm
+from workflows.stopping import remove_fence, stop_source
 from workflows.undo import handover_input
 
 

@@ -24,7 +24,9 @@ from whimbrel.model.progress import Phase
 from workflows.calls import call
 from workflows.copying import MOVER_WAIT, epoch, open_point
 from workflows.course import Course
-from workflows.cutover import Retreated, last_precheck, rebuild, retreat, start_target, stop_source
+from workflows.cutover import Retreated, last_precheck, retreat
+from workflows.defining import rebuild, start_target
+from workflows.stopping import stop_source
 
 
 async def take_over(course: Course) -> None:

@@ -64,6 +64,10 @@ def grouped(*groups: ServerGroup) -> PrecheckFacts:
 ASKED: dict[str, Any] = {"fit__asked": True, "fit__hosts": {"nova": 2}, "fit__hosts_free": (8, 16 * GIB)}
 SERVER = MoverServer(vcpus=1, memory_bytes=GIB, max_disks=1)
 WIDE_SERVER = SERVER.model_copy(update={"max_disks": 2})
+FROZEN_EARLY: dict[str, Any] = {
+    "target__limits__mover": MoverServer(vcpus=8, memory_bytes=16 * GIB, max_disks=2),
+    "target__capabilities__announces": True,
+}
 ALL_REACHED = SERVER.model_copy(
     update={"pools_reached": tuple(disk.pool for disk in vm().disks if disk.pool is not None)}
 )
@@ -96,6 +100,10 @@ QUOTA: tuple[Case, ...] = (
     case_found("quota.vm", target(quota("vCPUs", 2), target__limits__mover=WIDE_SERVER), "vCPUs: 3 needed"),
     case_found("quota.vm", target(quota("memory", 4 * GIB), target__limits__mover=WIDE_SERVER), "5 GiB needed"),
     case_found("quota.vm", target(quota("ports", 1), target__limits__mover=WIDE_SERVER), "ports: 2 needed"),
+    case_found("quota.vm", target(quota("ports", 2), **FROZEN_EARLY), "ports: 3 needed"),
+    case_found("quota.vm", target(quota("vCPUs", 15), **FROZEN_EARLY), "vCPUs: 16 needed"),
+    case_found("quota.vm", target(quota("memory", 31 * GIB), **FROZEN_EARLY), "memory: 32 GiB needed"),
+    case_ok("quota.vm", target(quota("VMs", 2), **FROZEN_EARLY), "VMs: 2 needed"),
     case_found("quota.vm", target(quota("volumes", 3), target__limits__mover=WIDE_SERVER), "volumes: 4 needed"),
     case_found("quota.vm", target(quota("volume space", 89 * GIB), target__limits__mover=WIDE_SERVER), "90 GiB needed"),
     case_ok(

@@ -92,9 +92,10 @@ def _line(quota: Quota, need: int) -> str:
 def _at_target(facts: PrecheckFacts, vm: VmSpec, plan: VmPlan) -> Demand:
     limits, total = facts.target.limits, Demand()
     name, size, frozen = plan.target_name or vm.name, size_for(facts, vm, plan.placement), _freezes_first_state(facts)
+    vcpus, memory_bytes = (size.vcpus, size.memory_bytes) if size is not None else (vm.vcpus, vm.memory_bytes)
     total["VMs", None] += 1
-    total["vCPUs", None] += size.vcpus if size is not None else vm.vcpus
-    total["memory", None] += size.memory_bytes if size is not None else vm.memory_bytes
+    total["vCPUs", None] += vcpus
+    total["memory", None] += memory_bytes
     total["ports", None] += len(vm.nics)
     for disk in vm.disks:
         pool = plan.pool_for(disk.pool)
@@ -104,7 +105,15 @@ def _at_target(facts: PrecheckFacts, vm: VmSpec, plan: VmPlan) -> Demand:
             total.update({("volume space", None): space, ("volume space", pool): space})
         _add_snapshots(total, limits, pool, disk.size_bytes, 1 if frozen else 0)
     if plan.mode != "dual-attach":
-        _add_session(total, limits, [(plan.pool_for(disk.pool), disk.size_bytes) for disk in vm.disks], copies=frozen)
+        pools = [(plan.pool_for(disk.pool), disk.size_bytes) for disk in vm.disks]
+        _add_session(total, limits, pools, copies=frozen)
+        can, mover = facts.target.capabilities, limits.mover
+        early = frozen and can is not None and can.announces and plan.runs_rounds
+        if early and mover is not None and any(limits.served(pool) for pool, _ in pools):
+            # what it begins with is read through a second server while the first still writes, before the VM is made
+            total["ports", None] += 1
+            total["vCPUs", None] += max(mover.vcpus - vcpus, 0)
+            total["memory", None] += max(mover.memory_bytes - memory_bytes, 0)
     return total
 
 
