@@ -104,13 +104,16 @@ class Hydration:
 
     def _set_up(self, place: Place) -> None:
         self._look(place)
-        limit = self._job.bandwidth_bytes_per_s
-        share = limit / len(self._places) if limit else None
         if not self._job.background:
             ask(place.control, "pause")
-        ask(place.control, "set-bandwidth", bytes_per_s=share)
+        self._limit(place)
         if self._job.background:
             ask(place.control, "resume")
+
+    def _limit(self, place: Place) -> None:
+        """The VM's limit is shared by its disks; a server that starts has all of it, as it was when it was made."""
+        limit = self._job.bandwidth_bytes_per_s
+        ask(place.control, "set-bandwidth", bytes_per_s=limit / len(self._places) if limit else None)
 
     def _look(self, place: Place) -> Status:
         """The server's status; one that does not answer is started again."""
@@ -131,6 +134,7 @@ class Hydration:
     def _set_up_again(self, place: Place) -> None:
         if not self._job.background:
             ask(place.control, "pause")
+        self._limit(place)
         if self._yielding:
             ask(place.control, "set-window", bytes=YIELD_WINDOW_BYTES)
 

@@ -197,6 +197,21 @@ def test_a_dead_server_is_started_again_and_counted(monkeypatch: pytest.MonkeyPa
     assert figures.server_starts == 1
 
 
+def test_servers_that_were_started_again_share_the_limit_as_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By itself each would begin with all of it, as it was when the streams were made."""
+    script = Scripted()
+    monkeypatch.setattr(hydration, "ask", script.ask)
+    monkeypatch.setattr(hydration, "LOOK_S", 0.02)
+    job = _job("vda", "vdb", bandwidth_bytes_per_s=100.0)
+    places = [Place(tmp_path, tmp_path, "m", disk) for disk in job.disks]
+    script.at_look = {5: lambda: setattr(script, "dead", True), 10: script.finish}
+    figures = _run(lambda: Hydration(job, places, script.launch).run())
+    assert figures.server_starts == 2
+    assert [words for verb, words in script.asked if verb == "set-bandwidth"] == [{"bytes_per_s": 50.0}] * 4
+
+
 def test_slow_misses_make_the_background_yield_until_they_are_fast(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
