@@ -58,6 +58,7 @@ class Hydration:
         info = activity.info()
         self._workflow = (info.workflow_id or "", info.workflow_run_id or "")
         self._pids: dict[str, int] = {}
+        self._arriving = {place.disk for place in places}
         self._starts = 0
         self._slow_since: float | None = None
         self._calm_since: float | None = None
@@ -84,6 +85,7 @@ class Hydration:
                     ask(place.control, "flush")
                 return figures
             self._check(found)
+            self._share(found)
             self._wake(now)
             self._heed_latency(found, figures, now)
             self._rest()
@@ -113,7 +115,17 @@ class Hydration:
     def _limit(self, place: Place) -> None:
         """The VM's limit is shared by its disks; a server that starts has all of it, as it was when it was made."""
         limit = self._job.bandwidth_bytes_per_s
-        ask(place.control, "set-bandwidth", bytes_per_s=limit / len(self._places) if limit else None)
+        ask(place.control, "set-bandwidth", bytes_per_s=limit / max(len(self._arriving), 1) if limit else None)
+
+    def _share(self, found: Sequence[Status]) -> None:
+        """What a disk that has arrived leaves of the limit is the others'."""
+        arriving = {place.disk for place, now in zip(self._places, found, strict=True) if now["missing_chunks"]}
+        if arriving == self._arriving:
+            return
+        self._arriving = arriving
+        for place in self._places:
+            if place.disk in arriving and self._job.bandwidth_bytes_per_s:
+                self._limit(place)
 
     def _look(self, place: Place) -> Status:
         """The server's status; one that does not answer is started again."""

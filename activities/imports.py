@@ -68,13 +68,13 @@ class ImportActivities:
         Raises Unavailable when it does not go on: it is called again, and goes on where it was.
         """
         imports = self._port(wanted.cloud)
-        servers = _Alive([self._place(wanted, disk.spec.key) for disk in wanted.disks], self._launch)
+        places = [self._place(wanted, disk.spec.key) for disk in wanted.disks]
+        # one volume after the other, so each may have all of it
+        servers = _Alive(places, self._launch, wanted.bandwidth_bytes_per_s)
         for disk in wanted.disks:
-            place = self._place(wanted, disk.spec.key)
             with BulkWatch(disk.spec.key, no_progress_s=self._no_progress_s, notify=self._notify) as watch:
                 watch.stage("hydrating")
                 servers.look(now=True)
-                ask(place.control, "set-bandwidth", bytes_per_s=wanted.bandwidth_bytes_per_s)
 
                 def should_stop(watch: BulkWatch = watch) -> bool:
                     servers.look()
@@ -121,11 +121,13 @@ class ImportActivities:
 
 
 class _Alive:
-    """Starts servers again that do not answer; looks once a second."""
+    """Starts servers again that do not answer, and tells all of them the limit; looks once a second."""
 
-    def __init__(self, places: Sequence[Place], launch: Launch) -> None:
+    def __init__(self, places: Sequence[Place], launch: Launch, bytes_per_s: float | None) -> None:
         self._places = places
         self._launch = launch
+        self._bytes_per_s = bytes_per_s
+        self._pids: dict[str, int] = {}
         self._looked_at = 0.0
 
     def look(self, *, now: bool = False) -> None:
@@ -135,6 +137,12 @@ class _Alive:
         self._looked_at = at
         for place in self._places:
             try:
-                ask(place.control, "status")
+                status = ask(place.control, "status")
             except Unavailable:
                 self._launch(place.config)
+                self._pids.pop(place.disk, None)
+                status = ask(place.control, "status")
+            if self._pids.get(place.disk) != status["pid"]:
+                # a server begins with the limit that its configuration was made with
+                ask(place.control, "set-bandwidth", bytes_per_s=self._bytes_per_s)
+                self._pids[place.disk] = status["pid"]

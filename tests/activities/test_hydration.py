@@ -212,6 +212,25 @@ def test_servers_that_were_started_again_share_the_limit_as_before(
     assert [words for verb, words in script.asked if verb == "set-bandwidth"] == [{"bytes_per_s": 50.0}] * 4
 
 
+def test_what_a_disk_that_has_arrived_leaves_of_the_limit_is_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    scripts = {disk: Scripted() for disk in ("vda", "vdb", "vdc")}
+    places = {disk: Place(tmp_path, tmp_path, "m", disk) for disk in scripts}
+    by_path = {places[disk].control: script for disk, script in scripts.items()}
+    monkeypatch.setattr(hydration, "ask", lambda path, verb, **words: by_path[path].ask(path, verb, **words))
+    monkeypatch.setattr(hydration, "LOOK_S", 0.02)
+    scripts["vda"].at_look = {4: scripts["vda"].finish, 12: scripts["vdc"].finish}
+    scripts["vdb"].at_look = {8: scripts["vdb"].finish}
+    job = _job(*scripts, bandwidth_bytes_per_s=120.0)
+    _run(lambda: Hydration(job, list(places.values()), scripts["vda"].launch).run())
+    told = {
+        disk: [words["bytes_per_s"] for verb, words in script.asked if verb == "set-bandwidth"]
+        for disk, script in scripts.items()
+    }
+    assert told == {"vda": [40.0], "vdb": [40.0, 60.0], "vdc": [40.0, 60.0, 120.0]}
+
+
 def test_slow_misses_make_the_background_yield_until_they_are_fast(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

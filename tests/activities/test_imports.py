@@ -136,8 +136,18 @@ def test_an_import_that_cannot_be_ended_keeps_no_other_from_it(importing: Import
     assert imports.left(importing.disks) == []
 
 
-def test_a_server_of_a_disk_that_is_not_filled_now_is_started_again(importing: Importing) -> None:
-    """The guest reads that disk all the while."""
+def test_a_server_of_a_disk_that_is_not_filled_now_is_started_again(
+    importing: Importing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guest reads that disk all the while. It is told the limit of now."""
+    told: list[object] = []
+
+    def asked(path: Path, verb: str, **words: object) -> dict[str, Any]:
+        if verb == "set-bandwidth":
+            told.append(words["bytes_per_s"])
+        return ask(path, verb, **words)
+
+    monkeypatch.setattr("activities.imports.ask", asked)
     dying = {"vda": "vdb", "vdb": "vda"}
     came_back: list[str] = []
 
@@ -156,5 +166,7 @@ def test_a_server_of_a_disk_that_is_not_filled_now_is_started_again(importing: I
             return
 
     importing.registry.imports.while_filling = lose_the_other
-    ActivityEnvironment().run(importing.work.fill, importing.input)
+    limited = importing.input.model_copy(update={"bandwidth_bytes_per_s": 50e6})
+    ActivityEnvironment().run(importing.work.fill, limited)
+    assert told == [50e6] * 4
     assert came_back == ["vdb", "vda"]
