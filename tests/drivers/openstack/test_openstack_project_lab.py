@@ -90,7 +90,8 @@ def test_a_member_sees_every_quota_and_not_the_backends(lab: CloudHandle, member
     }
     assert {pool.free_bytes for pool in facts.pools} == {pool.provisionable_bytes for pool in facts.pools} == {None}
     assert {network.name: network.fixed for network in facts.networks} == {"wire": True, "drill": True}
-    assert {size.name for size in facts.sizes} == {"lab.small", "lab.medium", "lab.large"}
+    # tests of mover servers leave theirs there, for the next of them
+    assert {size.name for size in facts.sizes} - {"lab.mover"} == {"lab.small", "lab.medium", "lab.large"}
     assert facts.can_create
     assert facts.access.too_old == facts.access.storage_unreached == ()
     assert member.fit(wanted("wire", new_mac(), None)).hosts is None
