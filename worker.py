@@ -187,6 +187,7 @@ def control_activities(clouds: CloudRegistry) -> list[Callable[..., Any]]:
         volume.thaw_writer,
         volume.close_writer,
         point.open,
+        point.open_at_rest,
         point.close,
         point.forget,
         handover.look,

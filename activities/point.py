@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from temporalio import activity
 
-from whimbrel.contracts.activity_io import ClosePointInput, Done, ForgetPointsInput, OpenPointInput, PointResult
+from whimbrel.contracts.activity_io import (
+    ClosePointInput,
+    Done,
+    ForgetPointsInput,
+    OpenPointInput,
+    PointResult,
+    RestingPointResult,
+)
 from whimbrel.errors import NotFound
 from whimbrel.ports.cloud import CloudRegistry
 
@@ -28,6 +35,13 @@ class PointActivities:
             resting=wanted.resting,
         )
         return PointResult(point=point)
+
+    @activity.defn(name="point.open_at_rest", no_thread_cancel_exception=True)
+    def open_at_rest(self, wanted: OpenPointInput) -> RestingPointResult:
+        """The point that is to be read once the VM is off, opened while it is still on, where the cloud can."""
+        if not self._clouds.get(wanted.cloud).capabilities().rests:
+            return RestingPointResult()
+        return RestingPointResult(point=self.open(wanted.model_copy(update={"resting": True})).point)
 
     @activity.defn(name="point.close", no_thread_cancel_exception=True)
     def close(self, wanted: ClosePointInput) -> Done:

@@ -219,20 +219,25 @@ async def run_round(
     key: str | None = None,
     track: bool = True,
     ready: WriterSession | None = None,
+    opened: OpenPoint | None = None,
 ) -> tuple[RoundRecord, OpenPoint]:
     """Open a point, copy all disks, close it; both ends are opened again when an attempt cannot go on.
 
-    ``ready`` is the session of the target's volumes, where it was opened just now.
+    ``opened`` and ``ready`` are the point and the session of the target's volumes, where they are open already.
 
     A hypervisor that died takes its points with it: opening by the same key either finds the point (and the copy goes
     on from its cursor) or takes a new one (and the copy starts over, for it is another epoch).
     """
     journal = course.journal
-    key = key or point_key(journal.migration, journal.next_serial())
+    key = opened.key if opened is not None else key or point_key(journal.migration, journal.next_serial())
     started_at = workflow.now()
     wait_s, fruitless = REOPEN_FIRST_S, 0
     while True:
-        point, lost = await open_point(course, key, since, timing=timing, track=track, resting=kind == "final")
+        if opened is not None and fruitless == 0:
+            point, lost = opened, False
+        else:
+            resting = kind == "final"
+            point, lost = await open_point(course, key, since, timing=timing, track=track, resting=resting)
         session = (ready if fruitless == 0 else None) or await open_writer(course, timing=timing)
         by_hash = by_hash or lost or _baseline_of_another_state(course, kind, point)
         journal.copying_epoch = epoch(point)

@@ -7,18 +7,18 @@ and the copied data is kept (``retreat``).
 from __future__ import annotations
 
 from temporalio import workflow
-from temporalio.exceptions import ApplicationError, FailureError
+from temporalio.exceptions import ActivityError, ApplicationError, FailureError
 
+from activities.point import PointActivities
 from activities.precheck import PrecheckActivities
 from whimbrel.contracts import failure
-from whimbrel.contracts.activity_io import (
-    CopyKind,
-    PrecheckRequest,
-)
+from whimbrel.contracts.activity_io import CopyKind, OpenPointInput, PrecheckRequest, RestingPointResult
 from whimbrel.contracts.timeouts import CUTOVER
-from whimbrel.errors import PreconditionFailed
+from whimbrel.errors import BaseLost, PreconditionFailed
 from whimbrel.model.forecast import dirty_rate, link_rate
-from whimbrel.model.point import WriterSession
+from whimbrel.model.ledger import Fate
+from whimbrel.model.naming import point_key
+from whimbrel.model.point import OpenPoint, WriterSession
 from whimbrel.model.progress import Phase
 from workflows.calls import all_of, call
 from workflows.copying import run_round
@@ -47,6 +47,7 @@ async def cutover(course: Course) -> None:
         await course.step("last precheck", lambda: last_precheck(course), hold=False)
         if workflow.patched("announced-before-the-stop"):
             await course.step("announce the VM", lambda: announce(course), hold=False)
+            await course.step("open the source's last state", lambda: _open_at_rest(course), hold=False)
             await course.step("stop the source", lambda: take_down(course), hold=False)
             await course.step("final delta", lambda: _last_changes(course), hold=False)
         else:
@@ -104,10 +105,37 @@ async def last_precheck(course: Course) -> None:
         )
 
 
+async def _open_at_rest(course: Course) -> None:
+    """What is to be read of the source once it is off, where its cloud can tell that beforehand."""
+    journal, plan = course.journal, course.plan
+    if journal.base_token is None:
+        return
+    key = point_key(journal.migration, journal.next_serial())
+    journal.note(plan.source, "point", key, Fate.INTENDED, owner=journal.vm.name)
+    wanted = OpenPointInput(
+        cloud=plan.source,
+        ref=journal.vm.ref,
+        disks=tuple(disk.key for disk in journal.vm.disks),
+        key=key,
+        migration=journal.migration,
+        since=journal.base_token,
+    )
+    try:
+        answer = await call(PointActivities.open_at_rest, wanted, summary=f"open point {key}, to be read at rest")
+    except ActivityError as error:
+        if failure.code(error) != BaseLost.__name__:
+            raise
+        answer = RestingPointResult()  # the last delta will find it lost, and compare by hashes
+    fate = Fate.CREATED if answer.point is not None else Fate.GONE
+    journal.note(plan.source, "point", key, fate, owner=journal.vm.name)
+    journal.source_point = answer.point
+
+
 async def _last_changes(course: Course) -> None:
     """The final delta of a source that is kept off; both are seen to at once, and only both together count."""
     journal = course.journal
-    await all_of([_final_delta(course, journal.writer), keep_off(course)])
+    opened, journal.source_point = journal.source_point, None
+    await all_of([_final_delta(course, journal.writer, opened), keep_off(course)])
     last = journal.rounds[-1]
     assert journal.source_point is not None
     told = all(disk.tracked for disk in journal.source_point.disks) and not last.lied_blocks
@@ -116,7 +144,7 @@ async def _last_changes(course: Course) -> None:
         await forget_first_state(course)
 
 
-async def _final_delta(course: Course, ready: WriterSession | None = None) -> None:
+async def _final_delta(course: Course, ready: WriterSession | None = None, opened: OpenPoint | None = None) -> None:
     """Copy what changed since the last round; the point stays open: it is the proof, and it fences the source."""
     journal = course.journal
     kind: CopyKind = "final"
@@ -127,7 +155,14 @@ async def _final_delta(course: Course, ready: WriterSession | None = None) -> No
         by_hash = True
     # A long copy while the guest is down is still better than none: only quick failures retreat.
     record, point = await run_round(
-        course, kind=kind, since=journal.base_token, by_hash=by_hash, keep_open=True, timing=CUTOVER, ready=ready
+        course,
+        kind=kind,
+        since=journal.base_token,
+        by_hash=by_hash,
+        keep_open=True,
+        timing=CUTOVER,
+        ready=ready,
+        opened=opened,
     )
     journal.add_round(record)
     journal.source_point = point

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from drivers.memory.calls import CallLog, port_call
-from drivers.memory.export import export_disk
+from drivers.memory.export import export_disk, withdraw
 from drivers.memory.state import CloudState, Vm
 from whimbrel.errors import BaseLost, Conflict, InvalidPlan, Unsupported
 from whimbrel.model.naming import owns_point
@@ -45,7 +45,6 @@ class MemoryPoints:
         resting: bool = False,
     ) -> OpenPoint:
         """Freeze all ``disks`` at one instant, or return the point that is open by this key."""
-        del resting
         with self._state.lock:
             vm = self._state.vm(ref)
             if vm.point is not None and vm.point.key == key and vm.point_migration == migration:
@@ -53,12 +52,17 @@ class MemoryPoints:
             self._refuse(vm, disks, key, migration)
             if since is not None:
                 self._refuse_lost_base(vm, disks, since)
-            token = key if track and any(self._state.disk_of(vm, disk).trackable for disk in disks) else None
+            resting = resting and self._state.capabilities.rests
+            token = (
+                key
+                if track and not resting and any(self._state.disk_of(vm, disk).trackable for disk in disks)
+                else None
+            )
             serial = self._state.next_serial()
             point = OpenPoint(
                 key=key,
                 vm_ref=ref,
-                kind=KINDS[vm.power],
+                kind="cold" if resting else KINDS[vm.power],
                 taken_at=self._state.now(),
                 token=token,
                 since=since,
@@ -67,6 +71,8 @@ class MemoryPoints:
             if token is not None:
                 vm.tokens.add(token)
             vm.point, vm.point_migration = point, migration
+            if resting:
+                vm.rest = lambda: self._rest(vm, point, f"{key}/{serial}", since)
             return point
 
     @port_call(PORT)
@@ -122,6 +128,12 @@ class MemoryPoints:
             found = self._state.disk_of(vm, disk)
             if found.trackable and not found.answers(since):
                 raise BaseLost(f"disk {disk} of VM {vm.spec.name} cannot answer since {since}", token=since, disk=disk)
+
+    def _rest(self, vm: Vm, point: OpenPoint, serial: str, since: str | None) -> None:
+        """The same endpoints, with what is on the disks now."""
+        for disk in point.disks:
+            withdraw(disk.endpoint)
+            assert self._freeze(vm, disk.key, serial, since, None).endpoint == disk.endpoint
 
     def _freeze(self, vm: Vm, disk: str, serial: str, since: str | None, token: str | None) -> DiskPoint:
         found = self._state.disk_of(vm, disk)

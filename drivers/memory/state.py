@@ -117,6 +117,8 @@ class Vm:
     foreign_job: str | None = None
     point: OpenPoint | None = None
     point_migration: str = ""
+    rest: Callable[[], None] | None = None
+    """Shows the point's readers the disks as the VM leaves them."""
     served: dict[str, NbdEndpoint] = field(default_factory=dict)
     """Disk key -> export that the VM runs on in place of the volume."""
     fenced_by: str | None = None
@@ -233,13 +235,15 @@ class CloudState:
         if vm.point is not None and vm.point.kind == "live":
             self.drop_point(vm)
         vm.power = power
+        if vm.rest is not None:
+            vm.rest()
 
     def drop_point(self, vm: Vm) -> None:
         """Stop serving the VM's point."""
         if vm.point is not None:
             for disk in vm.point.disks:
                 withdraw(disk.endpoint)
-            vm.point, vm.point_migration = None, ""
+            vm.point, vm.point_migration, vm.rest = None, "", None
 
     def drop_writer(self, key: str) -> None:
         """Stop serving a writer session; one that is not there is fine."""

@@ -27,6 +27,8 @@ from whimbrel.errors import Conflict, NotFound, Unsupported
 from whimbrel.model.vm import Power, TargetVm, VmSpec
 
 FLAVOR_MICROVERSION = "2.47"
+LOOK_AT_START_S = 0.6
+"""Each look costs the cloud more than it is worth: after it runs, the guest still has to boot."""
 
 
 class OpenStackCompute:
@@ -83,7 +85,7 @@ class OpenStackCompute:
             self._check_usable(seen, server, plan)
             with self._fence.passed(server), self._connection.using(f"starting {server.name}") as conn:
                 conn.compute.start_server(server.id)
-        self._fence.shut(self._wait(ref, {Power.RUNNING}, "starts"))
+        self._fence.shut(self._wait(ref, {Power.RUNNING}, "starts", every_s=LOOK_AT_START_S))
 
     def resume(self, ref: str) -> None:
         """Let a paused server run. Raises Conflict when it is off, NotReady."""
@@ -214,7 +216,7 @@ class OpenStackCompute:
         """The server now; None for a VM that is announced only. Raises NotFound."""
         return self._servers.get(ref)
 
-    def _wait(self, ref: str, wanted: set[Power], doing: str) -> Any:
+    def _wait(self, ref: str, wanted: set[Power], doing: str, *, every_s: float | None = None) -> Any:
         """The server, once it is so; a VM that is announced only is waited for."""
 
         def look() -> Any | None:
@@ -223,7 +225,7 @@ class OpenStackCompute:
                 raise server_fault(server)
             return server if vms.power_of(server) in wanted else None
 
-        return settled(look, f"VM {ref} {doing}")
+        return settled(look, f"VM {ref} {doing}", every_s=every_s)
 
     def _create(self, plan: AnnouncedVm, seen: Inventory) -> None:
         """Make the server; the caller has seen that there is none."""

@@ -105,7 +105,7 @@ class Connection:
             return self._made
 
 
-def settled(look: Callable[[], T | None], waiting: str, *, patience_s: float = 4.0) -> T:
+def settled(look: Callable[[], T | None], waiting: str, *, patience_s: float = 4.0, every_s: float | None = None) -> T:
     """The answer of ``look`` once it is not None; a short wait saves a retry, a longer one is Temporal's.
 
     Raises NotReady (``waiting`` says for what) after ``patience_s``, and what ``look`` raises.
@@ -117,4 +117,4 @@ def settled(look: Callable[[], T | None], waiting: str, *, patience_s: float = 4
             return found
         if time.monotonic() >= deadline:
             raise NotReady(waiting, retry_after_s=ASK_AGAIN_S)
-        time.sleep(POLL_S)
+        time.sleep(POLL_S if every_s is None else every_s)

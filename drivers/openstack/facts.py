@@ -42,6 +42,7 @@ def capabilities(connection: Connection, backing: Backing, *, imports: bool) -> 
         handover=direct,
         fences=True,
         points_outlive_start=reach,
+        rests=direct,
         announces=True,
         serve_disks=direct and imports,
         imports=direct and imports,

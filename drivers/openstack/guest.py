@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from drivers.openstack.connection import Connection
 from drivers.openstack.servers import Servers
 from whimbrel.errors import NotFound
@@ -33,12 +35,19 @@ class OpenStackGuest:
 
     def console_tail(self, ref: str, max_bytes: int = 4096) -> str | None:
         """The end of the console's log; None for a VM that has never been on."""
+        known = self._servers.remembered(ref)
+        if known is not None:  # asked again and again while a guest boots: Nova looks the server up by itself
+            with suppress(NotFound):
+                return self._console(known, max_bytes)
         server = self._servers.get(ref)
         if server is None:
             return None
         try:
-            with self._connection.using(f"reading the console of {server.name}") as conn:
-                text = conn.compute.get_server_console_output(server.id, length=CONSOLE_LINES).get("output")
+            return self._console(server.id, max_bytes)
         except NotFound:  # a server that was not built has no console yet
             return None
+
+    def _console(self, server: str, max_bytes: int) -> str | None:
+        with self._connection.using(f"reading the console of server {server}") as conn:
+            text = conn.compute.get_server_console_output(server, length=CONSOLE_LINES).get("output")
         return None if text is None else str(text).encode()[-max_bytes:].decode("utf-8", "replace")

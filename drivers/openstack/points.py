@@ -83,7 +83,7 @@ class OpenStackPoints:
         images = {volume.id: self._backing.image(volume) for volume in direct}
         self._check_free(volumes, images, migration, announced=server is None)
         bases = self._bases(direct, since)
-        if resting and vms.power_of(server) in {Power.OFF, Power.CRASHED} and len(direct) == len(volumes):
+        if resting and len(direct) == len(volumes):
             at_rest = {disk: (volume, bases.get(volume.id)) for disk, volume in zip(disks, volumes, strict=True)}
             return self._at_rest(ref, key, since, at_rest)
         self._take(server, volumes, key, migration=migration, tracked=set(images) if track else set())

@@ -33,6 +33,11 @@ class Servers:
                 self._ids.pop(ref, None)
         return found
 
+    def remembered(self, ref: str) -> str | None:
+        """Id of the server that the ref has become when it was last seen; another may have come since."""
+        with self._lock:
+            return self._ids.get(ref)
+
     def became(self, ref: str, server: str) -> None:
         """An announced VM has become the server of this id."""
         with self._lock:

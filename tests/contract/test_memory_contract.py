@@ -88,7 +88,7 @@ class TestMemoryPointLikeOnSnapshots(_Memory, TrackedPointContract):
     def harness(self) -> Iterator[Harness]:
         name = f"contract-{uuid.uuid4()}"
         made = MemoryHarness(name)
-        made.scenario.set_capabilities(start_paused=False, points_outlive_start=True, announces=True)
+        made.scenario.set_capabilities(start_paused=False, points_outlive_start=True, announces=True, rests=True)
         yield made
         MemoryCloud.reset(name)
 

@@ -48,9 +48,10 @@ async def incremental(bench: Orchestrator) -> Migrated:
 async def announced(bench: Orchestrator) -> Migrated:
     """A target whose VMs are announced: frozen before the last delta, and once more because tracking was lost in it."""
     bench.target.set_capabilities(start_paused=False, points_outlive_start=True, announces=True)
+    bench.source.set_capabilities(rests=True)
     migrated = await bench.start(bench.plan("app01", rounds=MANUAL))
     await migrated.until(lambda now: now.rounds_done == 2)
-    bench.source.fail("points", "open", lambda: BaseLost("inconsistent bitmap"))
+    bench.source.fail("points", "open", lambda: BaseLost("inconsistent bitmap"), times=2)
     await migrated.say(verbs.CUTOVER)
     return migrated
 

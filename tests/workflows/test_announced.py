@@ -24,6 +24,7 @@ LAST = b"written after the last round" * 3000
 def before(orchestrator: Orchestrator) -> Before:
     """A VM of two disks, and a target that makes a server only by starting it, as Nova does."""
     orchestrator.target.set_capabilities(start_paused=False, points_outlive_start=True, announces=True)
+    orchestrator.source.set_capabilities(rests=True)
     orchestrator.source.add_vm("app01", disks=((4 * MIB, "qcow2"), (2 * MIB, "qcow2")))
     orchestrator.source.write_disk("app01", "vda", 65536, os.urandom(2 * MIB))
     return orchestrator.before("app01")
@@ -89,7 +90,7 @@ def test_without_tracking_the_state_is_frozen_when_it_is_whole(
 ) -> None:
     async def story() -> MigrationReport:
         migrated = await _to_the_last_delta(orchestrator)
-        orchestrator.source.fail("points", "open", lambda: BaseLost("inconsistent bitmap"))
+        orchestrator.source.fail("points", "open", lambda: BaseLost("inconsistent bitmap"), times=2)
         await migrated.say(verbs.CUTOVER)
         return await migrated.report()  # type: ignore[no-any-return]
 

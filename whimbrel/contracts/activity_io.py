@@ -184,7 +184,13 @@ class OpenPointInput(Frozen):
     since: str | None = None
     track: bool = True
     resting: bool = False
-    """The VM is off and kept off until the point is closed."""
+    """Nothing is read before the VM is off, and it is kept off until the point is closed."""
+
+
+class RestingPointResult(Frozen):
+    """The point that the disks are once their VM is off; None where they have to be opened then."""
+
+    point: OpenPoint | None = None
 
 
 class PointResult(Frozen):

@@ -123,6 +123,7 @@ TABLE: dict[str, Timing] = {
     "volume.freeze_writer": FREEZE,
     "volume.thaw_writer": FREEZE,
     "point.open": CLOUD_WRITE,
+    "point.open_at_rest": CUTOVER,
     "point.close": CLOUD_WRITE,
     "point.forget": CLOUD_WRITE,
     "copy.disk": BULK,

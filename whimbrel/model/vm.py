@@ -145,6 +145,8 @@ class Capabilities(Frozen):
     """A VM can be started with its CPUs stopped, so that a point in time is taken before its first write."""
     points_outlive_start: bool = False
     """A point in time of a VM that is off can be read on while the VM runs; it is no fence against a start either."""
+    rests: bool = False
+    """The disks of a VM that is off are a point in time as they are, which can be opened before it is stopped."""
     announces: bool = False
     """``ComputePort.ensure_vm`` only reserves what the VM is to have, so it may come while its volumes are written."""
     serve_disks: bool = False

@@ -13,6 +13,7 @@ from openstack.test import fakes
 
 from drivers.openstack import marks
 from drivers.openstack.connection import Connection
+from drivers.openstack.guest import OpenStackGuest
 from drivers.openstack.inventory import AnnouncedDisk, AnnouncedVm
 from drivers.openstack.servers import Servers
 from whimbrel.errors import NotFound
@@ -37,6 +38,11 @@ class Nova:
         if server not in self.there:
             raise NotFoundException(http_status=404)
         return self.there[server]
+
+    def get_server_console_output(self, server: str, length: int) -> dict[str, str]:
+        if server not in self.there:
+            raise NotFoundException(http_status=404)
+        return {"output": f"console of {server}"[-length * 80 :]}
 
     def servers(self) -> list[Any]:
         self.asked.append("all")
@@ -103,6 +109,22 @@ def test_a_vm_that_is_announced_only(nova: Nova, servers: Servers, volumes: list
     assert servers.get(REF) is None
     made = nova.add(metadata={marks.REF: REF})
     assert servers.get(REF) is made
+
+
+def test_a_console_is_read_without_looking_for_the_server_again(nova: Nova, servers: Servers) -> None:
+    """And from another server once the first is gone; before there is any, it has none."""
+    guest = OpenStackGuest(servers._connection, servers)
+    first = nova.add(metadata={marks.REF: REF})
+    for _ in range(3):
+        assert guest.console_tail(REF) == f"console of {first.id}"
+    assert nova.asked == [REF, "all"]
+    del nova.there[first.id]
+    second = nova.add(metadata={marks.REF: REF})
+    assert guest.console_tail(REF) == f"console of {second.id}"
+    servers.became(REF, "not-built-yet")
+    nova.there[second.id].status = "DELETED"
+    with pytest.raises(NotFound):
+        guest.console_tail(REF)
 
 
 def test_a_server_that_is_being_forgotten_is_none(nova: Nova, servers: Servers) -> None:
