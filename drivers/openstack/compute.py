@@ -23,7 +23,7 @@ from drivers.openstack.managing import ADOPTED
 from drivers.openstack.networks import OpenStackNetworks
 from drivers.openstack.servers import Servers
 from drivers.openstack.volumes import WRITER
-from whimbrel.errors import Conflict, NotFound, Unsupported
+from whimbrel.errors import Conflict, NotFound, PermissionDenied, Unsupported
 from whimbrel.model.vm import Power, TargetVm, VmSpec
 
 FLAVOR_MICROVERSION = "2.47"
@@ -104,6 +104,11 @@ class OpenStackCompute:
 
     def request_stop(self, ref: str) -> None:
         """Ask for a stop. Nova asks the guest, and takes the power away after its ``shutdown_timeout``."""
+        known = self._servers.just_seen(ref)
+        if known is not None:  # the outage begins: what Nova takes at once needs no further look
+            with suppress(Conflict, NotFound, PermissionDenied), self._connection.using(f"stopping {ref}") as conn:
+                conn.compute.stop_server(known)
+                return
         server = self._server(ref)
         if server is None or vms.power_of(server) in {Power.OFF, Power.CRASHED} or server.task_state == "powering-off":
             return

@@ -35,7 +35,7 @@ class OpenStackGuest:
 
     def console_tail(self, ref: str, max_bytes: int = 4096) -> str | None:
         """The end of the console's log; None for a VM that has never been on."""
-        known = self._servers.remembered(ref)
+        known = self._servers.just_seen(ref)
         if known is not None:  # asked again and again while a guest boots: Nova looks the server up by itself
             with suppress(NotFound):
                 return self._console(known, max_bytes)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from drivers.openstack import inventory
 from drivers.openstack.connection import Connection
 from whimbrel.errors import NotFound
+
+FRESH_S = 10.0
+"""So long what was just seen is acted on without another look, where seconds count."""
 
 
 class Servers:
@@ -17,6 +21,7 @@ class Servers:
         self._connection = connection
         self._lock = threading.Lock()
         self._ids: dict[str, str] = {}
+        self._seen: dict[str, float] = {}
 
     def get(self, ref: str) -> Any | None:
         """The server now; None for a VM that is announced only. Raises NotFound, Conflict."""
@@ -24,24 +29,26 @@ class Servers:
             known = self._ids.get(ref, ref)
         found = self._ask(known)
         if found is not None and ref in {found.id, inventory.Inventory.ref_of(found)}:
+            self.became(ref, str(found.id))
             return found
         found = inventory.read(self._connection).find(ref)[1]
+        if found is not None:
+            self.became(ref, str(found.id))
+            return found
         with self._lock:
-            if found is not None:
-                self._ids[ref] = str(found.id)
-            else:
-                self._ids.pop(ref, None)
-        return found
+            self._ids.pop(ref, None)
+        return None
 
-    def remembered(self, ref: str) -> str | None:
-        """Id of the server that the ref has become when it was last seen; another may have come since."""
+    def just_seen(self, ref: str) -> str | None:
+        """Id of the server that the ref was found to be a moment ago."""
         with self._lock:
-            return self._ids.get(ref)
+            recent = time.monotonic() - self._seen.get(ref, -FRESH_S) < FRESH_S
+            return self._ids.get(ref) if recent else None
 
     def became(self, ref: str, server: str) -> None:
-        """An announced VM has become the server of this id."""
+        """The ref is the server of this id, now."""
         with self._lock:
-            self._ids[ref] = server
+            self._ids[ref], self._seen[ref] = server, time.monotonic()
 
     def _ask(self, server: str) -> Any | None:
         try:
