@@ -12,7 +12,7 @@ from whimbrel.contracts.activity_io import (
     PointResult,
     RestingPointResult,
 )
-from whimbrel.errors import NotFound
+from whimbrel.errors import Conflict, NotFound, Unsupported
 from whimbrel.ports.cloud import CloudRegistry
 
 
@@ -41,7 +41,13 @@ class PointActivities:
         """The point that is to be read once the VM is off, opened while it is still on, where the cloud can."""
         if not self._clouds.get(wanted.cloud).capabilities().rests:
             return RestingPointResult()
-        return RestingPointResult(point=self.open(wanted.model_copy(update={"resting": True})).point)
+        try:
+            point = self.open(wanted.model_copy(update={"resting": True})).point
+        except Unsupported:
+            return RestingPointResult()
+        if point.kind != "cold":
+            raise Conflict(f"point {point.key} shows a VM that is on: what it writes from now on would be missing")
+        return RestingPointResult(point=point)
 
     @activity.defn(name="point.close", no_thread_cancel_exception=True)
     def close(self, wanted: ClosePointInput) -> Done:

@@ -294,4 +294,5 @@ def _record(  # noqa: PLR0917 - plain figures, joined in one place
         digest="+".join(result.digest for result in results)[:200],
         rate_bytes_per_s=sent / copying_s,
         lied_blocks=sum(result.lied_blocks for result in results),
+        by_hash=by_hash,
     )

@@ -138,7 +138,7 @@ async def _last_changes(course: Course) -> None:
     await all_of([_final_delta(course, journal.writer, opened), keep_off(course)])
     last = journal.rounds[-1]
     assert journal.source_point is not None
-    told = all(disk.tracked for disk in journal.source_point.disks) and not last.lied_blocks
+    told = all(disk.tracked for disk in journal.source_point.disks) and not last.by_hash and not last.lied_blocks
     if journal.frozen_before_delta and not told:
         # nobody tells what this delta has brought, so the state is frozen once more, now that it is whole
         await forget_first_state(course)

@@ -25,7 +25,7 @@ from drivers.openstack.pausing import LIMIT_S, REST_S, Pauses
 from drivers.openstack.readers import Readers
 from drivers.openstack.snapshots import KIND, TRACK, Snapshots
 from drivers.openstack.volumes import WRITER
-from whimbrel.errors import BaseLost, Conflict, NotFound, NotReady, WhimbrelError
+from whimbrel.errors import BaseLost, Conflict, NotFound, NotReady, Unsupported, WhimbrelError
 from whimbrel.model.endpoint import NbdEndpoint
 from whimbrel.model.naming import owns_point
 from whimbrel.model.point import DiskPoint, OpenPoint, PointKind
@@ -83,6 +83,10 @@ class OpenStackPoints:
         images = {volume.id: self._backing.image(volume) for volume in direct}
         self._check_free(volumes, images, migration, announced=server is None)
         bases = self._bases(direct, since)
+        off = vms.power_of(server) in {Power.OFF, Power.CRASHED}
+        if resting and not off and len(direct) < len(volumes):
+            # a snapshot of it now would not be what is there once it is off
+            raise Unsupported(f"VM {ref} has disks behind mover servers: they are opened when it is off", vm=ref)
         if resting and len(direct) == len(volumes):
             at_rest = {disk: (volume, bases.get(volume.id)) for disk, volume in zip(disks, volumes, strict=True)}
             return self._at_rest(ref, key, since, at_rest)

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,13 +19,15 @@ import activities.probe
 from activities.compute import ComputeActivities
 from activities.health import HealthActivities
 from activities.ledger import LedgerActivities
+from activities.point import PointActivities
 from activities.probe import probe_path
 from drivers.memory import MemoryCloud, Scenario
-from whimbrel.contracts.activity_io import HealthInput, ReadBackInput, VmInput
-from whimbrel.errors import Conflict, GuestUnbootable, NotReady, QuotaExceeded, Unavailable
+from whimbrel.contracts.activity_io import HealthInput, OpenPointInput, ReadBackInput, VmInput
+from whimbrel.errors import Conflict, GuestUnbootable, NotReady, QuotaExceeded, Unavailable, Unsupported
 from whimbrel.model.ledger import Fate, LedgerEntry
 from whimbrel.model.naming import point_key, shadow_key
 from whimbrel.model.plan import HealthPolicy, VmPlan
+from whimbrel.model.point import OpenPoint
 from whimbrel.model.vm import Power, VolumeSpec
 from whimbrel.ports.cloud import Cloud
 
@@ -295,3 +298,37 @@ def test_a_vm_is_removed_by_its_name_and_only_if_it_is_ours(cloud: str) -> None:
         ActivityEnvironment().run(compute.ensure_absent, VmInput(cloud=cloud, ref="a", migration=MIGRATION))
     gone = ActivityEnvironment().run(compute.ensure_absent, VmInput(cloud=cloud, ref="b", migration=MIGRATION))
     assert gone.note == "not there"
+
+
+class _AtRest:
+    """A cloud that says it can, and then opens a point of the running VM, or cannot after all."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    def get(self, _: str) -> Any:
+        return SimpleNamespace(capabilities=lambda: SimpleNamespace(rests=True), points=SimpleNamespace(open=self.open))
+
+    def names(self) -> list[str]:
+        return []
+
+    def open(self, *_: Any, **wanted: Any) -> Any:
+        assert wanted["resting"]
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return OpenPoint(
+            key="k", vm_ref="r", kind=self.answer, taken_at=datetime(2026, 11, 26, tzinfo=UTC), token=None, disks=()
+        )
+
+
+@pytest.mark.parametrize("answer", ["live", Unsupported("behind a mover"), "cold"])
+def test_a_point_of_a_running_vm_is_no_point_at_rest(answer: Any) -> None:
+    """What the guest writes until it is off would be lost."""
+    activity = PointActivities(_AtRest(answer)).open_at_rest
+    wanted = OpenPointInput(cloud="c", ref="r", disks=("vda",), key="k", migration=MIGRATION)
+    if answer == "live":
+        with pytest.raises(Conflict, match="would be missing"):
+            ActivityEnvironment().run(activity, wanted)
+        return
+    point = ActivityEnvironment().run(activity, wanted).point
+    assert (point is not None) is (answer == "cold")

@@ -100,6 +100,25 @@ def test_without_tracking_the_state_is_frozen_when_it_is_whole(
     assert len(orchestrator.target.calls_of("points.open")) == 2
 
 
+def test_what_digests_told_is_frozen_when_it_is_whole(orchestrator: Orchestrator, run: Run, before: Before) -> None:
+    """The manifest is damaged: the copy mends also what tracking missed earlier, which the frozen state has wrong."""
+
+    async def story() -> MigrationReport:
+        migrated = await _to_the_last_delta(orchestrator)
+        disk = orchestrator.source.disk("app01", "vda")
+        super(type(disk), disk).write(3 * MIB, os.urandom(65536))
+        (manifest,) = orchestrator.state_dir.glob("manifests/*/vda.manifest")
+        with manifest.open("r+b") as file:
+            file.truncate(10000)
+        await migrated.say(verbs.CUTOVER)
+        return await migrated.report()  # type: ignore[no-any-return]
+
+    report = run(story())
+    orchestrator.assert_moved(report, before)
+    assert report.status.rounds[-1].by_hash
+    assert len(orchestrator.target.calls_of("points.open")) == 2
+
+
 @pytest.mark.parametrize(
     ("activity", "error"),
     [

@@ -32,6 +32,8 @@ class RoundRecord(Frozen):
     rate_bytes_per_s: float = 0.0
     lied_blocks: int = 0
     """Blocks that tracking called unchanged and a sample found changed; they were copied."""
+    by_hash: bool = False
+    """Digests told what to send, not the source's tracking."""
 
 
 class Forecast(Frozen):

@@ -30,7 +30,8 @@ class PointInTimePort(Protocol):
         ``since`` is the token of an earlier point. With ``track`` the point leaves a token where the disks can carry
         one. With ``resting`` the caller reads nothing of it before the VM is off, and keeps it off until the point is
         closed, so the disks themselves may be the point, without a token: nothing is waited for while the guest is
-        down. On a VM that is still on it is asked for only where ``Capabilities.rests`` says so.
+        down. On a VM that is still on it is asked for only where ``Capabilities.rests`` says so; Unsupported tells that
+        this VM's disks cannot be opened before it is off.
         The same call again returns the point that is open already (also when another worker opened it).
         Raises BaseLost when ``since`` is unknown or its tracking is damaged, Conflict when somebody else's job is in
         the way, NotFound, Unsupported.

@@ -21,7 +21,7 @@ from drivers.openstack.connection import Connection, settled
 from drivers.openstack.pausing import LIMIT_S, REST_S
 from drivers.openstack.points import OpenStackPoints
 from drivers.openstack.volumes import VM, WRITER, OpenStackVolumes
-from whimbrel.errors import Conflict, NotReady, QuotaExceeded, Unavailable, WhimbrelError
+from whimbrel.errors import Conflict, NotReady, QuotaExceeded, Unavailable, Unsupported, WhimbrelError
 from whimbrel.model.vm import VolumeSpec
 
 MIGRATION = "0123456789"
@@ -266,6 +266,21 @@ def test_a_guest_is_not_left_paused_while_a_person_is_asked(
     assert paused == ["paused", "paused"]
     assert nova.server.vm_state == "active"
     assert nova.server.metadata == {}
+
+
+@pytest.mark.parametrize("state", ["active", "stopped"])
+def test_disks_behind_a_mover_are_no_point_before_the_server_is_off(
+    connection: Connection, cinder: Cinder, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """What a snapshot of the running server shows is older than what is copied at last."""
+    nova, points = _two_disks(connection, monkeypatch)
+    points._backing = Backing(RbdImages(), {}, SimpleNamespace())  # type: ignore[arg-type]
+    monkeypatch.setattr(points, "_serve", _refused)  # as far as it matters here
+    nova.server.vm_state, nova.server.power_state = state, 4 if state == "stopped" else 1
+    cinder.room = True
+    with pytest.raises(Unsupported if state == "active" else Unavailable):
+        points.open("ref", ["vda", "vdb"], key=KEY, migration=MIGRATION, resting=True)
+    assert len(cinder.taken) == (0 if state == "active" else 2)
 
 
 class Clock:
