@@ -43,7 +43,8 @@ async def announce(course: Course) -> None:
     answer = await call(ComputeActivities.announce, wanted, summary=f"announce {wanted.vm.name}")
     if answer.made is not None:
         _defined(course, wanted.vm.name, answer.made)
-        if wants_first_state(course) and course.journal.base_token is not None and _outlive(answer.made):
+        tracked, able = course.journal.base_token is not None, answer.made.capabilities
+        if wants_first_state(course) and tracked and able.points_outlive_start:
             await _freeze_first_state(course)
             course.journal.frozen_before_delta = True
         return
@@ -61,9 +62,8 @@ async def rebuild(course: Course) -> None:
     )  # fmt: skip
     journal.writer = None
     journal.note(plan.target, "writer", key, Fate.GONE)
-    if (
-        journal.target_ref is not None
-    ):  # announced before the source was stopped; a rollback begins with it all the same
+    if journal.target_ref is not None:
+        # announced before the source was stopped; a rollback begins with it all the same
         journal.push_last(UndoStep(kind="remove-target-vm", detail=plan.target_name or journal.vm.name))
     else:
         wanted = _intended(course)
@@ -131,10 +131,6 @@ async def start_target(course: Course, *, freeze: bool) -> None:
 def wants_first_state(course: Course) -> bool:
     """Whether something will be held against the state that the target began with."""
     return course.plan.verify.when == "after_boot" or course.plan.keep_writes
-
-
-def _outlive(made: VmResult) -> bool:
-    return made.capabilities.points_outlive_start
 
 
 async def forget_first_state(course: Course) -> None:

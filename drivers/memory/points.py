@@ -53,11 +53,8 @@ class MemoryPoints:
             if since is not None:
                 self._refuse_lost_base(vm, disks, since)
             resting = resting and self._state.capabilities.rests
-            token = (
-                key
-                if track and not resting and any(self._state.disk_of(vm, disk).trackable for disk in disks)
-                else None
-            )
+            trackable = any(self._state.disk_of(vm, disk).trackable for disk in disks)
+            token = key if track and trackable and not resting else None
             serial = self._state.next_serial()
             point = OpenPoint(
                 key=key,

@@ -18,55 +18,17 @@ from tests.contract.blockio import (
     write_point,
 )
 from tests.contract.harness import Harness, Lack, needs
-from tests.contract.suites.suite import GRAIN, MIB, SIZE, ContractSuite
+from tests.contract.suites.points import PointSuite
+from tests.contract.suites.suite import GRAIN, MIB, SIZE
 from whimbrel.errors import BaseLost, Conflict, NotFound, Unsupported, WhimbrelError
 from whimbrel.model.extent import total_bytes
 from whimbrel.model.naming import point_key, writer_key
-from whimbrel.model.point import OpenPoint
 from whimbrel.model.vm import DiskFormat
 
 OTHER = "0123456789"
 
 
-class _PointSuite(ContractSuite):
-    disks: tuple[str, ...] = ("vda",)
-
-    def vm(self, harness: Harness, *, running: bool | None = None) -> str:
-        """A VM that is on where the platform can open points of such ones, unless the test asks for one of them."""
-        if running:
-            needs(harness, Lack.LIVE_POINTS)
-        on = Lack.LIVE_POINTS not in harness.lacks if running is None else running
-        return harness.make_vm([(SIZE, self.disk_format)] * len(self.disks), running=on)
-
-    def open(
-        self,
-        harness: Harness,
-        ref: str,
-        migration: str,
-        serial: int,
-        *,
-        since: str | None = None,
-        track: bool = True,
-        resting: bool = False,
-        disks: tuple[str, ...] = ("vda",),
-    ) -> OpenPoint:
-        key = point_key(migration, serial)
-        return harness.cloud.points.open(
-            ref, disks, key=key, since=since, migration=migration, track=track, resting=resting
-        )
-
-    def close(self, harness: Harness, ref: str, migration: str, serial: int) -> None:
-        harness.cloud.points.close(ref, point_key(migration, serial), migration=migration)
-
-    def passed(self, harness: Harness, ref: str, migration: str, serial: int) -> str:
-        """A point opened and closed again; its token."""
-        token = self.open(harness, ref, migration, serial).token
-        self.close(harness, ref, migration, serial)
-        assert token is not None
-        return token
-
-
-class PointInTimeContract(_PointSuite):
+class PointInTimeContract(PointSuite):
     """Points on disks of any format."""
 
     @pytest.mark.parametrize("running", [True, False], ids=["live", "cold"])
@@ -252,7 +214,7 @@ class PointInTimeContract(_PointSuite):
         assert [disk.location for disk in after.disks] == [disk.location for disk in before.disks]
 
 
-class UntrackedPointContract(_PointSuite):
+class UntrackedPointContract(PointSuite):
     """Points on disks that cannot carry tracking."""
 
     disk_format: DiskFormat = "raw"
@@ -279,7 +241,7 @@ class UntrackedPointContract(_PointSuite):
         assert read_point(point.disk("vdb"))[GRAIN : GRAIN + 3] == b"new"
 
 
-class TrackedPointContract(_PointSuite):
+class TrackedPointContract(PointSuite):
     """Tokens, and what changed since them. The driver's cloud has ``capabilities().change_tracking``."""
 
     def test_nothing_written_is_nothing_changed(self, harness: Harness, migration: str) -> None:
